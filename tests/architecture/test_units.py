@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "foveate"
 FILES = sorted(SOURCE.rglob("*.py"))
-ELSEWHERE = [path for path in FILES if path != SOURCE / "geometry.py"]
+ELSEWHERE = [path for path in FILES if path.parent != SOURCE / "geometry"]
 
 FRAMES = ("um", "px", "px0", "cell", "patch")
 UNITS = (*FRAMES, "mm", "bytes", "mib", "seconds", "s", "inches")
@@ -28,25 +28,13 @@ UNITLESS = {
     # In any unit, and so is the result.
     "attention_maps.tree_cells.Cut.inside(side)": "micrometres or pixels, as the caller has it",
     # Numbers of things.
-    "attention_maps.forest.Forest.lengths": "numbers of patches",
-    "bags.embedding.padding_mask(lengths)": "numbers of tokens",
-    "batch.Batch.chunks(size)": "number of patches",
-    "batch.changes.Changes.draw_patches(lengths)": "numbers of patches",
-    "batch.chunks.Chunks.__init__(size)": "number of patches",
-    "batch.frozen_features.FrozenFeatures.features(size)": "number of patches",
-    "batch.frozen_features.FrozenFeatures.rows(size)": "number of patches",
     "encoders._small.AbstractSmall.__init__(width)": "number of channels",
     "encoders.small.SmallEncoder.__init__(width)": "number of channels",
     "encoders.small3d.Small3dEncoder.__init__(width)": "number of channels",
-    "loading.open_images.OpenImages.groups_ahead(size)": "number of images",
     "methods.clam.Clam.__init__(width)": "number of channels",
-    "methods.clam._Attend.__init__(width)": "number of channels",
-    "methods.clam._Cluster.__init__(width)": "number of channels",
     "methods.base.Requirements.any_size": "how far a requirement is met",
     "methods.transmil.Transmil.__init__(width)": "number of channels",
-    "nn.additive.make_small_linear(size)": "number of outputs",
     "nn.base.Head.size": "number of outputs",
-    "pretrained.vit.VitMap.width": "number of channels",
     "runs.schedule.Schedule.batch_size": "number of images",
     "runs.schedule.TrainOptions.batch_size": "number of images",
     "runs.schedule.epoch_groups(batch_size)": "number of images",
@@ -55,23 +43,7 @@ UNITLESS = {
     "bags.related.RelatedPool.position": "layer that makes position codes",
     "methods.tnet.Tnet.position": "layer that makes position codes",
     "methods.transmil.Transmil.position": "layer that makes position codes",
-    "nn.attention.RelationLayer.forward(position)": "position codes",
     "table.columns.Columns.spacing": "names of columns",
-    # Streaming computes maps, whose cells are numbered; it knows neither images nor lengths.
-    "streaming.dropout.ElementDropout.__init__(extent)": "cells of a map",
-    "streaming.dropout.ElementDropout.extent": "cells of a map",
-    "streaming.dropout.ElementDropout.sides": "cells of a block",
-    "streaming.graph.GraphStep.extent": "cells of a map",
-    "streaming.grid.TileGrid.__init__(sides)": "numbers of tiles",
-    "streaming.grid.TileGrid.sides": "numbers of tiles",
-    "streaming.plan.choose_streaming_plan(sides)": "numbers of tiles",
-    "streaming.pointwise.Blend.__init__(extent)": "cells of a map",
-    "streaming.pointwise.ConstantPad.__init__(extent)": "cells of a map",
-    "streaming.pointwise.ConstantPad.extent": "cells of a map",
-    "streaming.rules_channels.along(position)": "place among the arguments",
-    "streaming.site.CallSite.extent": "cells of a map",
-    "streaming.spans.split_evenly(extent)": "cells of a map",
-    "streaming.windows.make_windows(extent)": "cells of a map",
 }
 """Names of a quantity without a unit, with what they count."""
 
@@ -97,7 +69,7 @@ def _names(node: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=_module)
 def test_only_geometry_defines_converters(path: Path) -> None:
-    frames = "|".join((*FRAMES, "fine", "coarse"))
+    frames = "|".join((*FRAMES, "mm", "fine", "coarse"))
     converter = re.compile(rf"(^|_)({frames})_from_|_from_({frames})(_|$)")
     defined = [n.name for n in ast.walk(_parse(path)) if isinstance(n, ast.FunctionDef)]
     assert not [name for name in defined if converter.search(name)]
@@ -114,6 +86,17 @@ def test_only_geometry_divides_by_a_spacing(path: Path) -> None:
     steps = re.compile("spacing|downsample(?!d)")
     by_step = [n for n in divisions if any(steps.search(name) for name in _names(n.right))]
     assert not [f"{n.lineno}: {ast.unparse(n)}" for n in by_step]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=_module)
+def test_only_geometry_converts_micrometres_to_millimetres(path: Path) -> None:
+    thousands = [
+        n
+        for n in ast.walk(_parse(path))
+        if isinstance(n, ast.BinOp) and ast.unparse(n.right) in ("1000", "1000.0", "0.001")
+    ]
+    lengths = [n for n in thousands if _last_name(n.left).endswith("_um")]
+    assert not [f"{n.lineno}: {ast.unparse(n)}" for n in lengths]
 
 
 @pytest.mark.parametrize("path", ELSEWHERE, ids=_module)

@@ -32,7 +32,7 @@ from foveate.attention_maps.map_scores import (
 )
 from foveate.batch import Batch, LoadedImage, View
 from foveate.encoders.small import SmallEncoder
-from foveate.geometry import Lattice
+from foveate.geometry.lattice import Lattice
 from helpers.images import PyramidImage
 
 VIEW = View(spacing_um=1.0, patch_px=4, glimpse_spacing_um=6.0)

@@ -331,7 +331,7 @@ def test_spans_match_nan_propagation(name: str) -> None:
     stack, side = FIELDS[name](), 96
     graph = build_graph(trace(stack), (1, side, side), torch.empty(0))
     last = len(graph.steps) - 1
-    for axis, n in enumerate(graph.steps[last].extent):
+    for axis, n in enumerate(graph.steps[last].extent_cell):
         reached = []
         for line in range(side):
             x = torch.randn(1, 1, side, side)

@@ -223,7 +223,7 @@ def _dropped(self: nn.Module, x: Tensor) -> Tensor:
     """Return a dropout layer's output where all elements of an image are drawn at once."""
     region = tuple((0, n) for n in x.shape[2:])
     call = Call(self, (x,), {}, tuple(range(2, x.ndim)), region, region, reuse=False)
-    op = ElementDropout(rate=lambda: self.p, extent=x.shape[2:], alpha=False, mutates=False)
+    op = ElementDropout(rate=lambda: self.p, extent_cell=x.shape[2:], alpha=False, mutates=False)
     seed = op.draw(x.shape[1], x)
     assert seed is not None
     mask = op.draw_mask(int(seed), x, call)

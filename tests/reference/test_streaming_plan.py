@@ -55,7 +55,7 @@ def test_an_untiled_stage_is_freed_before_earlier_tiles_run(
     plan = plan_images(budget_mib)
     peak_bytes = [segment.peak_bytes(learns=True) for segment in plan.segments]
     maps = [s.grid.graph.steps[s.grid.end] for s in plan.segments[:-1]]
-    stored = [step.cell_bytes * step.extent[0] * step.extent[1] for step in maps]
+    stored = [step.cell_bytes * step.extent_cell[0] * step.extent_cell[1] for step in maps]
     peaks = []
     for i, alone in enumerate(peak_bytes):
         # Maps before it, with the gradient of its input, and that of its output.
@@ -183,7 +183,7 @@ def test_the_plan_is_the_cheapest_of_all_tilings(budget_mib: float) -> None:
     begin, end = graph.storable[1], len(graph.steps) - 1
     options = graph.of_segment(TilingOptions, begin, end)
     grids = [TileGrid(graph, begin, end, sides) for sides in itertools.product(*options.counts)]
-    grids = [g for g in grids if max(g.sides) <= 8 * min(g.sides) or len(g) <= 64]
+    grids = [g for g in grids if max(g.n_tiles) <= 8 * min(g.n_tiles) or len(g) <= 64]
     for mode in ("training", "forward"):
         fits = [g for g in grids if getattr(g, f"{mode}_bytes") <= budget_mib * MIB]
         sides = options.find_cheapest(budget_mib * MIB, mode)  # type: ignore[arg-type]
@@ -203,7 +203,7 @@ def test_gpu_maps_have_at_most_2_to_the_31_elements(space: tuple[int, ...], lear
     assert cpu.max_elements is None
     plans = []
     for graph in (cpu, cuda):
-        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "sides": None, "max_stored": 3}
+        options = {"budget_bytes": 1 << 45, "scratch_bytes": 0, "n_tiles": None, "max_stored": 3}
         plans.append(choose_streaming_plan(graph, learns=learns, **options))  # type: ignore[arg-type]
     assert all(len(segment.grid) == 1 for segment in plans[0].segments)
     largest = []

@@ -543,7 +543,7 @@ def test_a_survey_computes_crops_once_without_encoder_gradients(
         prediction = method(batch)
         (prediction.logits.sum() + prediction.further["tree"](judge)).backward()
         forest = method._descend(batch)
-        assert max(forest.lengths) <= 1 + 6 + 18 + 18
+        assert max(forest.n_nodes) <= 1 + 6 + 18 + 18
         origins |= {tuple(row) for row in forest.patches[0].origin_um.round(3)}
         if step == 8:
             known = len(origins)

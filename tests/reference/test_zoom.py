@@ -33,7 +33,7 @@ from foveate.batch import Augment, Batch, LoadedImage, View
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import Lattice
+from foveate.geometry.lattice import Lattice
 from foveate.images.evidence import Floats
 from foveate.loading.loader import CaseLoader
 from foveate.methods.base import Prediction, further_loss

@@ -8,19 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.geometry import (
-    Lattice,
     downsample_from_spacing_um,
     fine_px_from_coarse_px,
     index_px_from_um,
-    lattice_um_from_map,
     length_patch_from_um,
     length_px_from_um,
     length_um_from_patch,
     length_um_from_px,
-    points_cell_from_px,
-    points_px_from_cell,
     points_px_from_um,
-    points_um_from_cell,
     points_um_from_px,
     region_coarse_from_fine,
     region_fine_from_coarse,
@@ -28,6 +23,13 @@ from foveate.geometry import (
     size_um_from_shape,
     spacing_um_from_downsample,
     spacing_um_from_shape,
+)
+from foveate.geometry.lattice import (
+    Lattice,
+    lattice_um_from_map,
+    points_cell_from_px,
+    points_px_from_cell,
+    points_um_from_cell,
 )
 
 PLACES = st.floats(-1e6, 1e6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.geometry import Lattice
+from foveate.geometry.lattice import Lattice
 from foveate.images.tiling import cell_means
 
 

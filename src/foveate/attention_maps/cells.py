@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from foveate.batch import Batch, LoadedImage, Patches, View
 from foveate.cache import ByteCache
-from foveate.geometry import Lattice, points_um_from_cell
+from foveate.geometry.lattice import Lattice, points_um_from_cell
 from foveate.images.evidence import Floats
 from foveate.images.tiling import MIN_FOREGROUND, cell_means
 from foveate.nn.attention import masked_softmax
@@ -171,11 +171,11 @@ def compute_contrast_prior(
     Returns:
         log prior ``(cells,)``, ``-inf`` on cells left out; at least one is finite.
     """
-    spacing = view.glimpse_spacing_um
-    share = cell_means((item.contrast > 0).astype(np.float64), lattice, spacing_um=spacing)
+    spacing_um = view.glimpse_spacing_um
+    share = cell_means((item.contrast > 0).astype(np.float64), lattice, spacing_um=spacing_um)
     means = share
     if power > 0:
-        means = cell_means(item.contrast.astype(np.float64), lattice, spacing_um=spacing)
+        means = cell_means(item.contrast.astype(np.float64), lattice, spacing_um=spacing_um)
     shape = np.clip(means / max(means.max(), 1e-9), 0, 1) ** (power or 1.0)
     prior = np.maximum(shape, max(background, _FAINTEST_PRIOR))
     is_foreground = share >= MIN_FOREGROUND
@@ -343,7 +343,7 @@ def _place(
 ) -> Patches:
     """Place patches on cells of one image, in the order of `index`."""
     ndim = batch.items[i].image.ndim
-    origin, side = np.zeros((len(index), ndim)), np.ones(len(index))
+    origin_um, side_um = np.zeros((len(index), ndim)), np.ones(len(index))
     begin = 0
     for grid in grids:
         end = begin + len(grid.log_prior)
@@ -351,9 +351,9 @@ def _place(
         generator = batch.generators[i] if jitter else None
         centre = _place_centres(grid.lattice, index[inside] - begin, generator)
         placed = batch.place(i, centre, scale=grid.scale)
-        origin[inside], side[inside] = placed.origin_um, placed.side_um
+        origin_um[inside], side_um[inside] = placed.origin_um, placed.side_um
         begin = end
-    return Patches(origin, side)
+    return Patches(origin_um, side_um)
 
 
 def _place_centres(

@@ -28,7 +28,7 @@ class Forest:
         parent: number, in its tree, of the node that each was cut from, ``(nodes,)``; a root's is
             its own.
         level: level of each node, ``(nodes,)``; 0 for roots.
-        lengths: number of nodes of each tree.
+        n_nodes: number of nodes of each tree.
     """
 
     trees: int
@@ -37,7 +37,7 @@ class Forest:
     log_prob: Float[Tensor, " nodes"]
     parent: Int[Tensor, " nodes"]
     level: Int[Tensor, " nodes"]
-    lengths: list[int]
+    n_nodes: list[int]
 
 
 class TreeNodes(NamedTuple):
@@ -140,6 +140,6 @@ def gather_forest(
 
 def _root_square(item: LoadedImage) -> tuple[Floats, float]:
     """Return corner and side of the square around an image's middle that has the image's area."""
-    size = np.asarray(item.image.box_um.size)
-    side = float(np.sqrt(size.prod()))
-    return (size - side) / 2, side
+    size_um = np.asarray(item.image.box_um.size)
+    side_um = float(np.sqrt(size_um.prod()))
+    return (size_um - side_um) / 2, side_um

@@ -233,10 +233,10 @@ class GlimpseAndPatches(nn.Module):
             scale: side of the region that a cell stands for, in sides of the finest patch.
             explore: share of attention that follows the prior whatever was learnt.
         """
-        spacing = batch.view.glimpse_spacing_um
-        stage = choose_stage(self.encoder, spacing, batch.view.patch_um * scale)
+        spacing_um = batch.view.glimpse_spacing_um
+        stage = choose_stage(self.encoder, spacing_um, batch.view.patch_um * scale)
         scores = [self.locate(glimpse_maps, stage)[0] for glimpse_maps in maps]
-        lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+        lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing_um) for s in scores]
         grids = [[self._priors.grid(batch, i, x, scale)] for i, x in enumerate(lattices)]
         flat = [[s.flatten()] for s in scores]
         return build_field(flat, grids, smoothing=SMOOTHING, explore=explore)

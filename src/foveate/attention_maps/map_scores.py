@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.encoders.base import AbstractEncoder
-from foveate.geometry import Lattice, lattice_um_from_map, length_um_from_px
+from foveate.geometry import length_um_from_px
+from foveate.geometry.lattice import Lattice, lattice_um_from_map
 
 CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 """Convolution layer for images of 2 and of 3 axes."""

@@ -13,12 +13,8 @@ from torch import Tensor
 
 from foveate.attention_maps.cells import compute_contrast_prior
 from foveate.batch import LoadedImage, Patches, View
-from foveate.geometry import (
-    Lattice,
-    length_px_from_um,
-    length_um_from_px,
-    points_um_from_cell,
-)
+from foveate.geometry import length_px_from_um, length_um_from_px
+from foveate.geometry.lattice import Lattice, points_um_from_cell
 from foveate.images.evidence import Floats
 
 
@@ -54,6 +50,14 @@ def compute_tile_prior(
     """Compute the contrast prior of a tile's cells from the part of the glimpse below the tile.
 
     That part may be a thousandth of the glimpse. Arguments are those of `compute_contrast_prior`.
+
+    Args:
+        item: the image.
+        lattice: places of the cells of the tile.
+        view: geometry in which the glimpse was read.
+        power: exponent of the contrast; 0 tells only foreground from background.
+        background: prior of a cell without foreground, relative to a cell of the strongest
+            contrast; 0 leaves such cells out, unless the tile has no others.
     """
     spacing_um = view.glimpse_spacing_um
     origin_um = np.asarray(lattice.origin_um)

@@ -136,18 +136,19 @@ def lay_image_grids(
         jitter: shift the grid at random.
     """
     item, view = batch.items[i], batch.view
-    side = view.patch_um * scale
+    side_um = view.patch_um * scale
     shift = torch.rand(2, generator=batch.generators[i]).tolist() if jitter else (None, None)
     rows, columns = (
-        cut.over(extent, side, by) for extent, by in zip(item.image.box_um.size, shift, strict=True)
+        cut.over(extent, side_um, by)
+        for extent, by in zip(item.image.box_um.size, shift, strict=True)
     )
-    contrast = compute_cell_contrast(item, view, (rows, columns), side)
+    contrast = compute_cell_contrast(item, view, (rows, columns), side_um)
     open_ = np.flatnonzero(contrast)
 
     def shown() -> Float[Tensor, "cells c"]:
         spacing_um = view.glimpse_spacing_um
         begin_px = (length_px_from_um(rows, spacing_um), length_px_from_um(columns, spacing_um))
-        side_px = length_px_from_um(side, spacing_um)
+        side_px = length_px_from_um(side_um, spacing_um)
         features = compute_cell_features(encoder, maps, begin_px, side_px)
         return features[0, torch.from_numpy(open_).to(features.device)]
 
@@ -156,7 +157,7 @@ def lay_image_grids(
     features = (
         shown() if batch.frozen_features is None else batch.frozen_features.map(i, shown, kind=kind)
     )
-    centre = corners((rows, columns))[open_] + side / 2
+    centre = corners((rows, columns))[open_] + side_um / 2
     return Grids(
         batch.place(i, np.tile(centre, (trees, 1)), scale=scale),
         np.tile(contrast[open_], (trees, 1)),
@@ -185,13 +186,15 @@ def lay_patch_grids(
         scale: side of a cell, in sides of the finest patch.
     """
     item, view = batch.items[i], batch.view
-    side = view.patch_um * scale
+    side_um = view.patch_um * scale
     centres, contrast = np.zeros((0, 2)), np.zeros((0, cut.cells**2))
     for origin, parent in zip(chosen.patches.origin_um, chosen.patches.side_um, strict=True):
         begin = cut.inside(float(parent))
         axes = (origin[0] + begin, origin[1] + begin)
-        centres = np.concatenate([centres, corners(axes) + side / 2])
-        contrast = np.concatenate([contrast, compute_cell_contrast(item, view, axes, side)[None]])
+        centres = np.concatenate([centres, corners(axes) + side_um / 2])
+        contrast = np.concatenate(
+            [contrast, compute_cell_contrast(item, view, axes, side_um)[None]]
+        )
     return Grids(
         batch.place(i, centres, scale=scale), contrast, features.flatten(0, 1), chosen.tree
     )

@@ -19,13 +19,8 @@ from torch import Tensor
 from foveate.batch import LoadedImage, View
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import (
-    downsample_from_spacing_um,
-    length_patch_from_um,
-    length_px_from_um,
-    points_cell_from_px,
-    points_px_from_cell,
-)
+from foveate.geometry import downsample_from_spacing_um, length_patch_from_um, length_px_from_um
+from foveate.geometry.lattice import points_cell_from_px, points_px_from_cell
 from foveate.images.evidence import Floats
 
 _NEAREST = 1e-9

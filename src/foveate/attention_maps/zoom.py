@@ -195,10 +195,10 @@ class Zoom(nn.Module):
         """Encode tiles; return their vectors, the attention inside them, and each tile's image."""
         # Tiles are read without augmentation: the map of a turned tile would be turned, too.
         maps = encoder.maps(batch.read_patches(tiles, augment=False))
-        spacing = batch.view.spacing_um * level.scale
-        stage = choose_stage(encoder, spacing, batch.view.patch_um * level.child)
+        spacing_um = batch.view.spacing_um * level.scale
+        stage = choose_stage(encoder, spacing_um, batch.view.patch_um * level.child)
         scores = level.locate(maps, stage)
-        tile_lattice = lay_map_lattice(encoder, stage, scores.shape[1:], spacing)
+        tile_lattice = lay_map_lattice(encoder, stage, scores.shape[1:], spacing_um)
         owner = [i for i, of_image in enumerate(tiles) for _ in range(len(of_image))]
         inside, grids = [], []
         for score, i, corner in zip(

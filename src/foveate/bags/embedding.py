@@ -131,15 +131,15 @@ def embed_patches(
     return replay(once, learnt, chunks, len(chunks))
 
 
-def padding_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b n"]:
-    """Return the mask ``(b, n)``, True on the first ``lengths[i]`` entries of row i.
+def padding_mask(n_tokens: Sequence[int], device: torch.device) -> Bool[Tensor, "b n"]:
+    """Return the mask ``(b, n)``, True on the first ``n_tokens[i]`` entries of row i.
 
     Args:
-        lengths: number of entries of each row; n is the largest, at least 1.
+        n_tokens: number of entries of each row; n is the largest, at least 1.
         device: device of the mask.
     """
-    n = max(1, *lengths)
-    return torch.arange(n, device=device) < torch.tensor(lengths, device=device)[:, None]
+    n = max(1, *n_tokens)
+    return torch.arange(n, device=device) < torch.tensor(n_tokens, device=device)[:, None]
 
 
 def pad_rows(rows: Shaped[Tensor, "rows d"], valid: Bool[Tensor, "b n"]) -> Shaped[Tensor, "b n d"]:

@@ -273,15 +273,15 @@ class Batch:
         pixels = self._reader.wait(self._reader.start(patches))
         return self._reader.put_on_device(pixels, patches, draws, augment=augment)
 
-    def chunks(self, patches: Sequence[Patches], size: int, *, augment: bool = True) -> Chunks:
-        """Return a reader of patches in groups of at most `size`, read ahead; see `read_patches`.
+    def chunks(self, patches: Sequence[Patches], n_at_once: int, *, augment: bool = True) -> Chunks:
+        """Return a reader of patches in groups, read ahead; see `read_patches`.
 
         Args:
             patches: patches of each image.
-            size: largest number of patches in a group.
+            n_at_once: largest number of patches in a group.
             augment: as in `read_patches`.
         """
-        return Chunks(self._reader, patches, size, augment=augment)
+        return Chunks(self._reader, patches, n_at_once, augment=augment)
 
     def whole(self, i: int, *, skip_background: bool) -> WholeImage:
         """Return a reader of all of image i, region by region, at the spacing of patches.

@@ -66,17 +66,17 @@ class Changes:
     def _patch_generators(self) -> list[torch.Generator]:
         return spawned(self._generators())
 
-    def draw_patches(self, lengths: Sequence[int]) -> Float[Tensor, "n 4"] | None:
-        """Draw the numbers that change single patches, ``(sum of lengths, 4)`` from -1 to 1.
+    def draw_patches(self, n_patches: Sequence[int]) -> Float[Tensor, "n 4"] | None:
+        """Draw the numbers that change single patches, ``(sum of n_patches, 4)`` from -1 to 1.
 
         Args:
-            lengths: number of patches of each image.
+            n_patches: number of patches of each image.
         """
         if self.augment == "none":
             return None
         rows = [
             torch.rand(n, _DRAWS, dtype=torch.float64, generator=generator)
-            for n, generator in zip(lengths, self._patch_generators, strict=True)
+            for n, generator in zip(n_patches, self._patch_generators, strict=True)
         ]
         return 2 * torch.cat(rows) - 1 if rows else torch.empty(0, _DRAWS)
 

@@ -29,15 +29,20 @@ class Chunks:
     Args:
         reader: reads the patches.
         patches: patches of each image.
-        size: largest number of patches of a group.
+        n_at_once: largest number of patches of a group.
         augment: whether patches are changed as the batch says.
     """
 
     def __init__(
-        self, reader: PatchReader, patches: Sequence[Patches], size: int, *, augment: bool = True
+        self,
+        reader: PatchReader,
+        patches: Sequence[Patches],
+        n_at_once: int,
+        *,
+        augment: bool = True,
     ) -> None:
         self._reader = reader
-        self._parts = _group_patches(patches, size)
+        self._parts = _group_patches(patches, n_at_once)
         lengths = [len(part) for part in patches]
         draws = reader.changes.draw_patches(lengths) if augment else None
         ends = itertools.accumulate(sum(map(len, parts)) for parts in self._parts)
@@ -100,16 +105,16 @@ def run_by_shape(
     return [image_maps[i] for i in range(len(images))]
 
 
-def _group_patches(patches: Sequence[Patches], size: int) -> list[list[Patches]]:
-    """Cut the patches of all images, in order, into at least one group of at most `size`."""
+def _group_patches(patches: Sequence[Patches], n_at_once: int) -> list[list[Patches]]:
+    """Cut the patches of all images, in order, into at least one group of at most `n_at_once`."""
     none = [part[:0] for part in patches]
-    groups, room = [list(none)], size
+    groups, room = [list(none)], n_at_once
     for i, part in enumerate(patches):
         at = 0
         while at < len(part):
             if room == 0:
                 groups.append(list(none))
-                room = size
+                room = n_at_once
             taken = part[at : at + room]
             groups[-1][i] = taken
             at, room = at + len(taken), room - len(taken)

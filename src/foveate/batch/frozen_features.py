@@ -49,24 +49,24 @@ class FrozenFeatures:
         return Look(tensors[:-2], *tensors[-2:])
 
     def features(
-        self, encoder: AbstractEncoder, patches: Sequence[Patches], size: int
+        self, encoder: AbstractEncoder, patches: Sequence[Patches], n_at_once: int
     ) -> Float[Tensor, "n n_features"]:
         """Return the encoder's features of patches, ``(sum n_i, n_features)``.
 
         Args:
             encoder: the frozen encoder.
             patches: patches of each image.
-            size: number of patches computed at a time.
+            n_at_once: number of patches computed at a time.
         """
         if not any(len(part) for part in patches):
             return torch.empty(0, encoder.n_features, device=self._reader.device)
-        return self.rows("", patches, size, lambda x: encoder.features(encoder.maps(x)))
+        return self.rows("", patches, n_at_once, lambda x: encoder.features(encoder.maps(x)))
 
     def rows(
         self,
         kind: str,
         patches: Sequence[Patches],
-        size: int,
+        n_at_once: int,
         row: Callable[[Float[Tensor, "m 3 *patch"]], Float[Tensor, "m d"]],
     ) -> Float[Tensor, "n d"]:
         """Return the outputs of a frozen network for patches, ``(sum n_i, d)``.
@@ -74,7 +74,7 @@ class FrozenFeatures:
         Args:
             kind: name that distinguishes these outputs from others of the same patches.
             patches: patches of each image, at least one in all.
-            size: number of patches computed at a time.
+            n_at_once: number of patches computed at a time.
             row: the network, from pixels ``(m, 3, *patch)`` to outputs ``(m, d)``.
         """
 
@@ -83,7 +83,7 @@ class FrozenFeatures:
                 patches[i][new] if j == i else of_image[:0] for j, of_image in enumerate(patches)
             ]
             with torch.no_grad():
-                chunks = Chunks(self._reader, wanted, size, augment=False)
+                chunks = Chunks(self._reader, wanted, n_at_once, augment=False)
                 return torch.cat([row(chunks(c)) for c in range(len(chunks))])
 
         rows = []

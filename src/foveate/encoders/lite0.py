@@ -116,7 +116,12 @@ class Lite0Encoder(ProjectedEncoder):
         maps: list[Float[Tensor, "b _c *_cells"]],
         weight: Float[Tensor, "b y x"] | None = None,
     ) -> Float[Tensor, "b 2304"]:
-        """Compute means and spreads of the maps, and means of the last layer, ``(b, 2304)``."""
+        """Compute means and spreads of the maps, and means of the last layer, ``(b, 2304)``.
+
+        Args:
+            maps: the maps that `maps` returns.
+            weight: weights of the input pixels, ``(b, y, x)``, at least 0; equal by default.
+        """
         moments = [weighted_moments(m, weight) for m in maps]
         last = weighted_moments(_run_block(self.last, maps[-1]), weight)
         return torch.cat([*(m[0] for m in moments), *(m[1] for m in moments), last[0]], 1)

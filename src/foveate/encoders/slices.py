@@ -14,7 +14,7 @@ from torch.nn import functional
 from foveate.encoders._build import build_encoder
 from foveate.encoders.base import ProjectedEncoder, Projection
 from foveate.errors import OptionError
-from foveate.geometry import points_px_from_cell
+from foveate.geometry.lattice import points_px_from_cell
 from foveate.parts.options import Width, Within
 
 _AT_ONCE = 32
@@ -156,6 +156,10 @@ class SlicesEncoder(ProjectedEncoder):
 
         A cell counts by the share of the volume that is nearest to it. Weights of input pixels are
         ignored.
+
+        Args:
+            maps: the maps that `maps` returns.
+            weight: weights of the input pixels, ``(b, z, y, x)``; ignored.
         """
         # The size of the volume is known only up to the finest cell.
         space = [n * self.strides[0] for n in maps[0].shape[2:]]

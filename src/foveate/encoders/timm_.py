@@ -168,6 +168,10 @@ class TimmEncoder(ProjectedEncoder):
         """Compute means and spreads of the last maps, ``(b, n_features)``.
 
         From scratch, the mean of the last map.
+
+        Args:
+            maps: the maps that `maps` returns.
+            weight: weights of the input pixels, ``(b, y, x)``, at least 0; equal by default.
         """
         if self.from_scratch:
             last = maps[-1]
@@ -196,7 +200,7 @@ class TimmEncoder(ProjectedEncoder):
         """Set strides, channels and centres of the maps of the first `stages` stages (0: all)."""
         self._class_at = 0
         if isinstance(self.net, VitMap):
-            width, stride = self.net.width, self.net.stride
+            width, stride = self.net.n_channels, self.net.stride
             self._class_at = width if self.net.with_class else 0
             self.strides, self.map_centres_px = (stride,), (stride / 2,)
             self.map_dims = (width + self._class_at,)

@@ -37,7 +37,13 @@ class GeojsonExport(AbstractExport):
     suffix: ClassVar[str] = ".geojson"
 
     def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
-        """Return the collection of `build_geojson` as JSON."""
+        """Return the collection of `build_geojson` as JSON.
+
+        Args:
+            image: the image, open.
+            evidence: boxes that the answer comes from; may be empty.
+            about: texts about the answer.
+        """
         return json_text(build_geojson(image, evidence, metadata=about.numbers)).encode()
 
 

@@ -17,5 +17,11 @@ class PngExport(AbstractExport):
     suffix: ClassVar[str] = ".png"
 
     def render(self, image: AbstractImage, evidence: Evidence, about: About) -> bytes:
-        """Draw the picture of `foveate.heatmaps.render_heatmap`."""
+        """Draw the picture of `foveate.heatmaps.render_heatmap`.
+
+        Args:
+            image: the image, open, so that its pixels can be read.
+            evidence: boxes that the answer comes from; may be empty.
+            about: texts about the answer.
+        """
         return render_heatmap(image, evidence, title=about.image_id, caption=about.caption)

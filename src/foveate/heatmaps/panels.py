@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.geometry import length_px_from_um
+from foveate.geometry import length_mm_from_um, length_px_from_um
 from foveate.heatmaps.fields import Camera, ScreenImage, ScreenPixels
 from foveate.heatmaps.raster import Scale, nice_length, ranked, splat, weight_colours
 from foveate.images.evidence import Evidence, Floats
@@ -253,7 +253,7 @@ def format_length(length_um: float, unit: str) -> str:
         unit: this unit, ``um`` or ``px``.
     """
     if unit == "um" and length_um >= 1000:
-        return f"{length_um / 1000:g} mm"
+        return f"{length_mm_from_um(length_um):g} mm"
     return f"{length_um:g} {'µm' if unit == 'um' else unit}"
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.geometry import Lattice, length_px_from_um, points_um_from_cell
+from foveate.geometry import length_px_from_um
+from foveate.geometry.lattice import Lattice, points_um_from_cell
 from foveate.images.evidence import Floats
 
 MIN_FOREGROUND = 0.05

@@ -35,14 +35,14 @@ class OpenImages:
         self._closed = [0, 0]
         self._lock = threading.Lock()
 
-    def groups_ahead(self, size: int, depth: int) -> int:
-        """Compute how many groups of `size` images may be read ahead, `depth` at most.
+    def groups_ahead(self, n_images: int, depth: int) -> int:
+        """Compute how many groups of n images may be read ahead, `depth` at most.
 
         Args:
-            size: images per group.
+            n_images: images per group.
             depth: largest number of groups.
         """
-        return max(0, min(depth, self._limit // max(size, 1) - 2))
+        return max(0, min(depth, self._limit // max(n_images, 1) - 2))
 
     def pin(self, image_ids: Iterable[str]) -> None:
         """Keep images open, once opened, until they are unpinned as often as they were pinned."""

@@ -76,7 +76,13 @@ class Abmil(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Pool the patches by gated attention, or add up what they answer."""
+        """Pool the patches by gated attention, or add up what they answer.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         h = self.norm(f)
         logits, weight = self.pool(h, valid)
         return BagAnswer(logits, lambda: weight, instances=h)

@@ -169,14 +169,14 @@ class AttentionSampling(AbstractMethod):
         return {"sampled_mass": float(self.spread.held)}
 
     def _locate(self, batch: Batch) -> Field:
-        spacing = batch.view.glimpse_spacing_um
+        spacing_um = batch.view.glimpse_spacing_um
         if isinstance(self.locate, MapScores):
-            stage = choose_stage(self.encoder, spacing, batch.view.patch_um)
+            stage = choose_stage(self.encoder, spacing_um, batch.view.patch_um)
             scores = [self.locate(look.maps, stage)[0] for look in batch.look(self.encoder)]
-            lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing) for s in scores]
+            lattices = [lay_map_lattice(self.encoder, stage, s.shape, spacing_um) for s in scores]
         else:
             scores = [maps[0][0, 0] for maps in batch.pixel_maps(self.locate)]
-            lattices = [lay_pixel_lattice(s.shape, spacing) for s in scores]
+            lattices = [lay_pixel_lattice(s.shape, spacing_um) for s in scores]
         grids = [[self._priors.grid(batch, i, lattice)] for i, lattice in enumerate(lattices)]
         return build_field([[s.flatten()] for s in scores], grids, smoothing=self.smoothing)
 

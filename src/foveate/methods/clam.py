@@ -106,7 +106,13 @@ class Clam(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Pool by gated attention; cluster the patches of highest and lowest attention."""
+        """Pool by gated attention; cluster the patches of highest and lowest attention.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         f = self.norm(f)
         logits, attention = self.aggregate(self.embed(f), valid)
         further: dict[str, FurtherLoss] = {}
@@ -192,10 +198,10 @@ class Clustering(NamedTuple):
 class _Attend(nn.Module):
     """Gated attention with dropout in both gates: ``(b, n, d)`` to scores ``(b, n, branches)``."""
 
-    def __init__(self, width: int, hidden: int, branches: int, dropout: float) -> None:
+    def __init__(self, n_channels: int, hidden: int, branches: int, dropout: float) -> None:
         super().__init__()
-        self.value = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Dropout(dropout))
-        self.gate = nn.Sequential(nn.Linear(width, hidden), nn.Sigmoid(), nn.Dropout(dropout))
+        self.value = nn.Sequential(nn.Linear(n_channels, hidden), nn.Tanh(), nn.Dropout(dropout))
+        self.gate = nn.Sequential(nn.Linear(n_channels, hidden), nn.Sigmoid(), nn.Dropout(dropout))
         self.score = nn.Linear(hidden, branches)
 
     def forward(self, h: Float[Tensor, "b n d"]) -> Float[Tensor, "b n branches"]:
@@ -214,7 +220,7 @@ class _Cluster(nn.Module):
     independent: Tensor
     per_question: Tensor
 
-    def __init__(self, width: int, heads: Sequence[Head]) -> None:
+    def __init__(self, n_channels: int, heads: Sequence[Head]) -> None:
         super().__init__()
         exclusive = [h.exclusive for h in heads for _ in range(h.size)]
         independent = [k for k, excludes in enumerate(exclusive) if not excludes]
@@ -222,7 +228,7 @@ class _Cluster(nn.Module):
         place = torch.tensor(independent, dtype=torch.long)
         self.register_buffer("independent", place, persistent=False)
         self.register_buffer("per_question", torch.tensor(sizes), persistent=False)
-        self.example = nn.Linear(width, len(exclusive) + len(independent))
+        self.example = nn.Linear(n_channels, len(exclusive) + len(independent))
 
     def forward(
         self,

@@ -1,6 +1,11 @@
 """The whole image shrunk: the simple baseline that every other method must beat.
 
-Source: none; every pipeline that resizes its images does this.
+Source: a baseline without a paper of its own: a network on the downsampled image, the common
+practice from which Katharopoulos & Fleuret, "Processing Megapixel Images with Deep
+Attention-Sampling Models", ICML 2019, set out.
+
+Differs: a pretrained encoder is frozen at first, and linear answers are fitted to convergence to
+the means and spreads of several of its maps and to the colours of the glimpse.
 
 Use when: the decisive parts are visible in the glimpse; and always as the baseline of the other
 methods.
@@ -20,7 +25,7 @@ from torch import Tensor, nn
 from foveate.attention_maps.map_scores import lay_map_lattice
 from foveate.batch import N_COLOURS, Batch
 from foveate.encoders.base import AbstractEncoder
-from foveate.geometry import points_um_from_cell
+from foveate.geometry.lattice import points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
 from foveate.methods.base import AbstractMethod, Prediction, Requirements
 from foveate.nn.heads import Head
@@ -71,7 +76,15 @@ class Downsampled(AbstractMethod):
         row_losses: RowLosses,
         left_out_fold: Int[Tensor, " n"],
     ) -> None:
-        """Fit the linear answers, where the encoder is pretrained."""
+        """Fit the linear answers, where the encoder is pretrained.
+
+        Args:
+            overviews: `Look.overview` of the n images of the training and the validation part,
+                ``(n, d)``.
+            row_losses: function from logits ``(m, k)`` and indices of rows ``(m,)`` to their losses
+                ``(m,)``.
+            left_out_fold: number of the left-out fold of each image, ``(n,)`` int.
+        """
         if isinstance(self.head, OverviewHead):
             self.head.fit(overviews, row_losses, left_out_fold)
 

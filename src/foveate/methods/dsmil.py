@@ -93,7 +93,13 @@ class Dsmil(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Attend, for each class, to the patches that resemble its critical patch."""
+        """Attend, for each class, to the patches that resemble its critical patch.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         logits, alone, attention = self.aggregate(self.norm(f), valid)
 
         def attended() -> Float[Tensor, "b n"]:

@@ -199,13 +199,13 @@ class JointSampling(AbstractMethod):
     # -- locate -------------------------------------------------------------------------------
 
     def _locate(self, batch: Batch) -> Field:
-        spacing, side = batch.view.glimpse_spacing_um, batch.view.patch_um
-        stages = [choose_stage(self.encoder, spacing, side * scale) for scale in self.scales]
+        spacing_um, side_um = batch.view.glimpse_spacing_um, batch.view.patch_um
+        stages = [choose_stage(self.encoder, spacing_um, side_um * scale) for scale in self.scales]
         scores, grids = [], []
         for i, look in enumerate(batch.look(self.encoder)):
             by_scale = [self.locate(look.maps, stage, m)[0] for m, stage in enumerate(stages)]
             lattices = [
-                lay_map_lattice(self.encoder, stage, s.shape, spacing)
+                lay_map_lattice(self.encoder, stage, s.shape, spacing_um)
                 for stage, s in zip(stages, by_scale, strict=True)
             ]
             scores.append([s.flatten() for s in by_scale])

@@ -65,7 +65,13 @@ class MilMax(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Take the strongest patch for each output."""
+        """Take the strongest patch for each output.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         logits, single = self.aggregate(self.norm(f), valid)
 
         def weigh_patches() -> Float[Tensor, "b n"]:

@@ -73,7 +73,13 @@ class MilMean(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Average the features of the patches and answer from the mean."""
+        """Average the features of the patches and answer from the mean.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: not used, because the method ignores places.
+        """
         h = self.norm(f)
         logits = self.aggregate(h, valid)
         shares = partial(compute_patch_shares, self.head(h), logits, self.task_heads, valid)

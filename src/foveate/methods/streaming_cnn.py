@@ -35,7 +35,7 @@ from foveate.bags.embedding import pad_rows, padding_mask
 from foveate.batch import Batch, WholeImage
 from foveate.encoders.base import AbstractEncoder, CellMap
 from foveate.errors import OptionError
-from foveate.geometry import lattice_um_from_map, points_um_from_cell
+from foveate.geometry.lattice import lattice_um_from_map, points_um_from_cell
 from foveate.images.evidence import Evidence, EvidenceList
 from foveate.messages.display import OnProgress
 from foveate.methods.base import AbstractMethod, Auxiliary, Prediction, Requirements

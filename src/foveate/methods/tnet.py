@@ -279,8 +279,8 @@ class Tnet(AbstractMethod):
 
     def _nodes(self, batch: Batch, forest: Forest) -> TreeNodes:
         """Arrange the nodes of a forest tree by tree, with position in their features."""
-        lengths = torch.tensor(forest.lengths, device=batch.device)
-        valid = torch.arange(max(forest.lengths), device=batch.device) < lengths[:, None]
+        lengths = torch.tensor(forest.n_nodes, device=batch.device)
+        valid = torch.arange(max(forest.n_nodes), device=batch.device) < lengths[:, None]
         widest = max(len(part) for part in forest.patches)
         counts = torch.tensor([len(part) for part in forest.patches], device=batch.device)
         real = torch.arange(widest, device=batch.device) < counts[:, None]

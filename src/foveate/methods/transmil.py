@@ -94,7 +94,13 @@ class Transmil(AbstractBagMethod):
         valid: Bool[Tensor, "b n"],
         place: Callable[[], Float[Tensor, "b n ndim"]],
     ) -> BagAnswer:
-        """Relate the patches to each other by what they show and where they lie."""
+        """Relate the patches to each other by what they show and where they lie.
+
+        Args:
+            f: features of the patches ``(b, n, d)``, zeros on padding.
+            valid: ``(b, n)`` bool, False on padding.
+            place: returns the centres of the patches ``(b, n, ndim)``, in sides of a patch.
+        """
         h = self.embed(f)
         logits, weight = self.aggregate(h, valid, place())
         return BagAnswer(logits, lambda: weight, instances=h)

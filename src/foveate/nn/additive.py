@@ -19,14 +19,14 @@ _LOG_OF_ZERO = -1e4
 """Stands in for the logarithm of zero, whose gradient would be NaN."""
 
 
-def make_small_linear(dim: int, size: int) -> nn.Linear:
-    """Make a linear layer from `dim` to `size` features whose outputs are near 0 at first.
+def make_small_linear(dim: int, n_outputs: int) -> nn.Linear:
+    """Make a linear layer from `dim` to `n_outputs` features whose outputs are near 0 at first.
 
     Args:
         dim: length of the input.
-        size: length of the output.
+        n_outputs: length of the output.
     """
-    layer = nn.Linear(dim, size)
+    layer = nn.Linear(dim, n_outputs)
     nn.init.normal_(layer.weight, std=_SMALL_STD)
     nn.init.zeros_(layer.bias)
     return layer

@@ -81,7 +81,7 @@ class RelationLayer(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n d"],
-        position: Float[Tensor, "b n d"],
+        position_code: Float[Tensor, "b n d"],
         valid: Bool[Tensor, "b n"],
         centre_patch: Float[Tensor, "b n ndim"],
         everywhere: Bool[Tensor, "b n"] | None = None,
@@ -90,7 +90,7 @@ class RelationLayer(nn.Module):
 
         Args:
             tokens: tokens, ``(b, n, d)``.
-            position: position codes, ``(b, n, d)``; added to queries and keys, not to values.
+            position_code: position codes, ``(b, n, d)``; added to queries and keys, not to values.
             valid: False for padding, ``(b, n)`` bool.
             centre_patch: centres of tokens in patches, ``(b, n, ndim)``. Only differences between
                 tokens count; it gets no gradient.
@@ -105,19 +105,19 @@ class RelationLayer(nn.Module):
         places = _Places(self.heads, valid, centre_patch.detach(), everywhere)
         weight = torch.cat([-1 / self.log_reach.exp()[:, None], FAST_RATE * self.lean], 1)
         if n * n <= self.pairs:
-            mixed = places.attend(self._project(tokens, position), weight)
+            mixed = places.attend(self._project(tokens, position_code), weight)
             return self._add_branches(tokens, mixed)
         tile = max(1, math.isqrt(self.pairs) // 2)
-        qkv = _apply_by_rows(self._project, tokens, position)
+        qkv = _apply_by_rows(self._project, tokens, position_code)
         mixed = _TiledAttention.apply(qkv, weight, places, tile)
         return _apply_by_rows(self._add_branches, tokens, mixed)
 
     def _project(
-        self, tokens: Float[Tensor, "b n d"], position: Float[Tensor, "b n d"]
+        self, tokens: Float[Tensor, "b n d"], position_code: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b n qkv"]:
         """Return queries, keys and values of tokens ``(b, n, d)`` side by side, ``(b, n, 3 d)``."""
         normed, d = self.norm(tokens), tokens.shape[-1]
-        query_key = functional.linear(normed + position, self.query_key_value.weight[: 2 * d])
+        query_key = functional.linear(normed + position_code, self.query_key_value.weight[: 2 * d])
         value = functional.linear(normed, self.query_key_value.weight[2 * d :])
         return torch.cat([query_key, value], -1)
 

@@ -45,7 +45,12 @@ class ProcessWorkers(AbstractWorkers):
         return pool.submit(_report_ready)
 
     def submit(self, i: int, job: CaseJob) -> Future[Reply]:
-        """Let worker i predict an image."""
+        """Let worker i predict an image.
+
+        Args:
+            i: number of the worker.
+            job: the image and how it is to be predicted.
+        """
         pool = self._pools[i]
         assert pool is not None
         try:

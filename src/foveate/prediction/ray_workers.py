@@ -63,7 +63,12 @@ class RayWorkers(AbstractWorkers):
         return ready
 
     def submit(self, i: int, job: CaseJob) -> Future[Reply]:
-        """Let worker i predict an image."""
+        """Let worker i predict an image.
+
+        Args:
+            i: number of the worker.
+            job: the image and how it is to be predicted.
+        """
         reply: Future[Reply] = self._actors[i].answer.remote(job).future()
         return reply
 

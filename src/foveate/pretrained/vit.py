@@ -30,7 +30,7 @@ class VitMap(nn.Module):
 
     Attributes:
         stride: input pixels per cell.
-        width: channels of a token.
+        n_channels: channels of a token.
         with_class: whether cells hold the class token too.
     """
 
@@ -40,7 +40,7 @@ class VitMap(nn.Module):
         vit.attn_pool, vit.head = None, nn.Identity()
         self.vit = vit
         self.stride = int(vit.patch_embed.patch_size[0])
-        self.width = int(vit.embed_dim)
+        self.n_channels = int(vit.embed_dim)
         self.with_class = bool(vit.has_class_token)
 
     def forward(self, x: Float[Tensor, "b 3 y x"]) -> list[Float[Tensor, "b _c _rows _columns"]]:

@@ -102,7 +102,12 @@ class NiftiReader(AbstractReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Return whether a file has the mark of NIfTI 1 or 2 in one file, packed or not."""
+        """Return whether a file has the mark of NIfTI 1 or 2 in one file, packed or not.
+
+        Args:
+            path: the file.
+            head: its first `HEAD_BYTES` bytes.
+        """
         if head.startswith(_GZIP):
             try:
                 head = zlib.decompressobj(31).decompress(head, 352)

@@ -104,6 +104,10 @@ class OpenSlideReader(AbstractReader):
 
         OpenSlide reads some DICOM slides in wrong colours without an error. Aperio slides are taken
         only if the reader `tiff` lacks their coding: what it refuses for another reason is damaged.
+
+        Args:
+            path: the file.
+            head: its first `HEAD_BYTES` bytes.
         """
         if head.startswith(_OTHER_MARKS) or head[128:132] == b"DICM":
             return False

@@ -81,6 +81,10 @@ class PictureReader(AbstractReader):
         """Return whether a file has the mark of one of the five formats and is no MIRAX slide.
 
         The main file of a MIRAX slide begins like a JPEG, but that is only a picture of its label.
+
+        Args:
+            path: the file.
+            head: its first `HEAD_BYTES` bytes.
         """
         if path.suffix.lower() == ".mrxs":
             return False

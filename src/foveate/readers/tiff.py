@@ -135,7 +135,12 @@ class TiffReader(AbstractReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Return whether a file has TIFF's mark and is neither DICOM nor another vendor's slide."""
+        """Return whether a file has TIFF's mark and is neither DICOM nor another vendor's slide.
+
+        Args:
+            path: the file.
+            head: its first `HEAD_BYTES` bytes.
+        """
         if head[:4] not in TIFF_MARKS or head[128:132] == b"DICM":
             return False
         import openslide

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from foveate.batch import View
+from foveate.geometry import length_mm_from_um
 from foveate.images.likeness import ImageFacts
 from foveate.wording import several
 
@@ -18,9 +19,11 @@ def describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
         shapes: shapes of the images, in pixels of level 0.
     """
     if view.axes == 3:
+        spacing_mm = length_mm_from_um(view.spacing_um)
+        glimpse_mm = length_mm_from_um(view.glimpse_spacing_um)
         return (
-            f"view: cubes of {view.patch_px} voxels of {view.spacing_um / 1000:g} mm, "
-            f"glimpse at {view.glimpse_spacing_um / 1000:g} mm"
+            f"view: cubes of {view.patch_px} voxels of {spacing_mm:g} mm, "
+            f"glimpse at {glimpse_mm:g} mm"
         )
     unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
     text = (

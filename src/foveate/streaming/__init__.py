@@ -249,7 +249,7 @@ class Streamed(nn.Module):
                 budget_bytes=self.budget_bytes,
                 scratch_bytes=room // n_images,
                 learns=learns,
-                sides=self._sides(graph.steps[0].extent),
+                n_tiles=self._sides(graph.steps[0].extent_cell),
                 max_stored=max_stored,
             )
         return self._plans[key]

@@ -98,7 +98,7 @@ class _Builder:
             raise NotLocal("the stack must return one map; wrap it so that it returns only that")
         end = self.values[returned].step
         step = self.steps[end]
-        if step.dims != tuple(range(2, 2 + len(step.extent))) or end == 0:
+        if step.dims != tuple(range(2, 2 + len(step.extent_cell))) or end == 0:
             raise NotLocal("the stack must return a map (b, c, *space)")
         trainable = [p for p in self.traced.stack.parameters() if p.requires_grad]
         size = sum(p.nbytes for p in trainable)
@@ -149,7 +149,7 @@ class _Builder:
             fake_args=self._fill_fakes(node.args),
             fake_kwargs=dict(self._fill_fakes(node.kwargs)),
             dims=first.dims,
-            extent=first.extent,
+            extent_cell=first.extent_cell,
             fake_result=fake,
         )
         result = self._apply_rule(node, site)
@@ -175,8 +175,8 @@ class _Builder:
         dims = site.dims if result.dims is None else result.dims
         fake = site.fake_result
         parts = fake if isinstance(fake, tuple | list) else [fake]
-        extent = tuple(parts[0].shape[d] for d in dims)
-        n_cells = max(math.prod(extent), 1)
+        extent_cell = tuple(parts[0].shape[d] for d in dims)
+        n_cells = max(math.prod(extent_cell), 1)
         return GraphStep(
             name=_layer_path(node),
             op=result.op,
@@ -186,7 +186,7 @@ class _Builder:
             sources=tuple(dict.fromkeys(refs)),
             dims_before=site.dims,
             dims=dims,
-            extent=extent,
+            extent_cell=extent_cell,
             channels=sum(p.numel() for p in parts) // n_cells,
             cell_bytes=sum(p.nbytes for p in parts) // n_cells,
             single=parts[0] is fake,
@@ -264,7 +264,7 @@ class _Builder:
     def _check_sizes(self, node: fx.Node, site: CallSite, refs: Sequence[int]) -> None:
         """Refuse a node whose input maps differ in their cells."""
         for r in refs[1:]:
-            if (self.steps[r].extent, self.steps[r].dims) != (site.extent, site.dims):
+            if (self.steps[r].extent_cell, self.steps[r].dims) != (site.extent_cell, site.dims):
                 raise make_refusal(node, self.traced, "it joins maps of different sizes")
 
     def _callable(self, node: fx.Node) -> Callable[..., Any]:

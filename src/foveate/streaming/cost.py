@@ -66,7 +66,7 @@ class CostModel:
         saved = [s.op.fresh and not getattr(s.op, "mutates", False) for s in others]
         extra = [s.op.saved_bytes * s.channels for s in steps]
         self._saved_bytes = self._bytes * [True, *saved] + extra
-        self._margin = _MARGIN[len(first.extent)]
+        self._margin = _MARGIN[len(first.extent_cell)]
         self._gradient_bytes = 2 * graph.gradient_bytes
 
     def fits_device(self, cells: Cells) -> Bool[np.ndarray, "*tilings"] | np.bool_:
@@ -115,7 +115,7 @@ class TilingOptions:
     """
 
     def __init__(self, graph: Graph, begin: int, end: int) -> None:
-        axes = [_lengths(graph, end, axis) for axis in range(len(graph.steps[end].extent))]
+        axes = [_lengths(graph, end, axis) for axis in range(len(graph.steps[end].extent_cell))]
         self.counts = [counts for counts, _, _ in axes]
         n_tiles = functools.reduce(np.multiply.outer, self.counts)
         sides = np.stack(np.meshgrid(*self.counts, indexing="ij"))
@@ -158,9 +158,9 @@ def _lengths(graph: Graph, end: int, axis: int) -> TileLengths:
     """Compute the lengths of tiles along an axis, for every number of tiles that is tried."""
 
     def compute() -> TileLengths:
-        extent = graph.steps[end].extent[axis]
-        counts = [n for n in _COUNTS if n < extent] + [extent]
-        ends = [split_evenly(extent, n) for n in counts]
+        extent_cell = graph.steps[end].extent_cell[axis]
+        counts = [n for n in _COUNTS if n < extent_cell] + [extent_cell]
+        ends = [split_evenly(extent_cell, n) for n in counts]
         low, high = axis_spans(
             graph,
             end,

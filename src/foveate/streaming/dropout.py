@@ -56,7 +56,12 @@ class ImageDropout(Pointwise):
     def draw(
         self, channels: int, like: Shaped[Tensor, " ..."]
     ) -> Float[Tensor, "1 channels"] | None:
-        """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``."""
+        """Draw 0 where the image is dropped, else 1: ``(1, 1 or c)``.
+
+        Args:
+            channels: number of channels of the output.
+            like: a tensor of any shape, of the device and dtype of the result.
+        """
         if self.rate() == 0:
             return None
         shape = (1, channels if self.channels else 1)
@@ -78,7 +83,7 @@ class ElementDropout(Pointwise):
 
     Args:
         rate: function that returns the probability of dropping.
-        extent: cells of the map per axis.
+        extent_cell: cells of the map per axis.
         alpha: whether it is alpha dropout, which preserves mean and variance of SELU's outputs.
         mutates: whether the layer overwrites its argument.
     """
@@ -86,15 +91,20 @@ class ElementDropout(Pointwise):
     regular = False
 
     def __init__(
-        self, *, rate: Callable[[], float], extent: Sequence[int], alpha: bool, mutates: bool
+        self, *, rate: Callable[[], float], extent_cell: Sequence[int], alpha: bool, mutates: bool
     ) -> None:
         super().__init__(fresh=True, mutates=mutates, saved_bytes=1.0)
-        self.rate, self.extent, self.alpha = rate, tuple(extent), alpha
-        d = len(self.extent)
-        self.sides = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent]
+        self.rate, self.extent_cell, self.alpha = rate, tuple(extent_cell), alpha
+        d = len(self.extent_cell)
+        self.sides_cell = [max(_BLOCK[d], -(-n // _MAX_BLOCKS[d])) for n in self.extent_cell]
 
     def draw(self, channels: int, like: Shaped[Tensor, " ..."]) -> Int[Tensor, " 1"] | None:
-        """Draw the seed of the image, ``(1,)`` int64."""
+        """Draw the seed of the image, ``(1,)`` int64.
+
+        Args:
+            channels: number of channels of the output; not used.
+            like: a tensor of any shape; not used.
+        """
         return torch.randint(1 << 62, (1,)) if self.rate() > 0 else None
 
     def run(self, call: Call) -> Float[Tensor, "1 c *size"]:
@@ -126,12 +136,12 @@ class ElementDropout(Pointwise):
         mask = torch.empty(like.shape, dtype=torch.bool, device=like.device)
         rows = [
             range(low // side, -(-high // side))
-            for side, (low, high) in zip(self.sides, call.output_region, strict=True)
+            for side, (low, high) in zip(self.sides_cell, call.output_region, strict=True)
         ]
         for index in itertools.product(*rows):
             shape, block, part = list(like.shape), mask, []
             for dim, i, side, n, (low, high) in zip(
-                call.dims, index, self.sides, self.extent, call.output_region, strict=True
+                call.dims, index, self.sides_cell, self.extent_cell, call.output_region, strict=True
             ):
                 first, last = i * side, min((i + 1) * side, n)
                 shape[dim] = last - first
@@ -159,6 +169,10 @@ def _block_seed(seed: int, index: Sequence[int]) -> int:
 def image_dropout(site: CallSite, module: Any) -> RuleResult:
     """Translate a layer of stochastic depth, or of dropout of whole channels.
 
+    Args:
+        site: the call site.
+        module: the layer.
+
     Raises:
         Refused: the layer drops all images of a batch at once, or channels that do not lie in
             dimension 1.
@@ -181,12 +195,17 @@ def image_dropout(site: CallSite, module: Any) -> RuleResult:
 
 
 def dropout(site: CallSite, module: Any) -> RuleResult:
-    """Translate a layer of dropout of single elements."""
+    """Translate a layer of dropout of single elements.
+
+    Args:
+        site: the call site.
+        module: the layer.
+    """
     if drops_nothing(module):
         return RuleResult(Pointwise(), identity=True)
     op = ElementDropout(
         rate=lambda: float(module.p),
-        extent=site.extent,
+        extent_cell=site.extent_cell,
         alpha=isinstance(module, nn.AlphaDropout),
         mutates=module.inplace,
     )
@@ -194,7 +213,12 @@ def dropout(site: CallSite, module: Any) -> RuleResult:
 
 
 def dropout_call(site: CallSite, target: Any) -> RuleResult:
-    """Translate a function of dropout of single elements or of whole channels."""
+    """Translate a function of dropout of single elements or of whole channels.
+
+    Args:
+        site: the call site.
+        target: the function that is called.
+    """
     names = ("input", "p", "training", "inplace")
     options: dict[str, Any] = {"p": 0.5, "training": target is not functional.alpha_dropout}
     options |= site.bind(names)
@@ -204,7 +228,9 @@ def dropout_call(site: CallSite, target: Any) -> RuleResult:
     op: Pointwise
     if target in (functional.dropout, functional.alpha_dropout):
         alpha = target is functional.alpha_dropout
-        op = ElementDropout(rate=lambda: p, extent=site.extent, alpha=alpha, mutates=mutates)
+        op = ElementDropout(
+            rate=lambda: p, extent_cell=site.extent_cell, alpha=alpha, mutates=mutates
+        )
     else:
         require_channels_first(site)
         op = ImageDropout(rate=lambda: p, scale=True, channels=True, mutates=mutates)

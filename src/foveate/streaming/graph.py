@@ -30,7 +30,7 @@ class GraphStep:
         sources: numbers of the steps whose maps it takes; empty for the input.
         dims_before: spatial dimensions of its input.
         dims: spatial dimensions of its output.
-        extent: cells of its map per axis.
+        extent_cell: cells of its map per axis.
         channels: elements per cell, all outputs together.
         cell_bytes: bytes per cell, all outputs together.
         single: whether it returns one map, not several.
@@ -45,7 +45,7 @@ class GraphStep:
     sources: tuple[int, ...]
     dims_before: tuple[int, ...]
     dims: tuple[int, ...]
-    extent: tuple[int, ...]
+    extent_cell: tuple[int, ...]
     channels: int
     cell_bytes: int
     single: bool

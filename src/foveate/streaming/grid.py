@@ -39,24 +39,26 @@ class TileGrid:
         graph: the steps of the stack.
         begin: step whose map is the segment's input.
         end: step whose map is its output.
-        sides: number of blocks per axis.
+        n_tiles: number of blocks per axis.
 
     Attributes:
         axes: per axis, first cells and ends that each block needs of every step, ``(steps,
             blocks)``.
     """
 
-    def __init__(self, graph: Graph, begin: int, end: int, sides: Sequence[int]) -> None:
+    def __init__(self, graph: Graph, begin: int, end: int, n_tiles: Sequence[int]) -> None:
         self.graph, self.begin, self.end = graph, begin, end
-        extent = graph.steps[end].extent
-        self.sides = tuple(min(s, n) for s, n in zip(sides, extent, strict=True))
-        self.axes = [_block_spans(graph, begin, end, axis, n) for axis, n in enumerate(self.sides)]
+        extent_cell = graph.steps[end].extent_cell
+        self.n_tiles = tuple(min(s, n) for s, n in zip(n_tiles, extent_cell, strict=True))
+        self.axes = [
+            _block_spans(graph, begin, end, axis, n) for axis, n in enumerate(self.n_tiles)
+        ]
 
     def __len__(self) -> int:
-        return math.prod(self.sides)
+        return math.prod(self.n_tiles)
 
     def __iter__(self) -> Iterator[OutputTile]:
-        for index in itertools.product(*map(range, self.sides)):
+        for index in itertools.product(*map(range, self.n_tiles)):
             yield OutputTile(self._region(self.end, index), self._region(self.begin, index), index)
 
     def spans(self, tile: OutputTile) -> dict[int, Region]:
@@ -71,7 +73,7 @@ class TileGrid:
     def blank(self, source: AbstractSource) -> Flags:
         """Return which tiles contain background only, by index ``(tiles of the first axis, …)``."""
         if not source.has_blank:
-            return np.zeros(self.sides, np.bool_)
+            return np.zeros(self.n_tiles, np.bool_)
         return source.blank([(low[0], high[0]) for low, high in self.axes])
 
     def largest(self) -> tuple[int, ...]:
@@ -118,8 +120,8 @@ class TileGrid:
         regular = self.graph.regular
         kinds: list[list[object]] = []
         for axis, (low, high) in enumerate(self.axes):
-            extent = np.asarray([s.extent[axis] for s in steps])[:, None]
-            free = (high <= low) | ((low > 0) & (high < extent))
+            extent_cell = np.asarray([s.extent_cell[axis] for s in steps])[:, None]
+            free = (high <= low) | ((low > 0) & (high < extent_cell))
             inside: Flags = np.logical_and.reduce(free) & regular
             blocks = zip(low[-1].tolist(), high[-1].tolist(), inside.tolist(), strict=True)
             kinds.append([b - a if within else (a, b) for a, b, within in blocks])
@@ -135,7 +137,7 @@ class TileGrid:
 
 def _block_spans(graph: Graph, begin: int, end: int, axis: int, n: int) -> StepSpans:
     """Return the cells that n blocks along an axis need of every step from `begin` on, cached."""
-    ends = split_evenly(graph.steps[end].extent[axis], n)
+    ends = split_evenly(graph.steps[end].extent_cell[axis], n)
     compute = functools.partial(axis_spans, graph, end, axis, ends[:-1], ends[1:])
     low, high = graph.cached(("spans", end, axis, n), compute)
     return low[begin:], high[begin:]

@@ -85,7 +85,7 @@ class StreamingPlan:
         """Describe the plan in one line."""
         parts = []
         for segment in self.segments:
-            sides = " × ".join(map(str, segment.grid.sides))
+            sides = " × ".join(map(str, segment.grid.n_tiles))
             size = " × ".join(map(str, segment.grid.largest()))
             tiles = "at once" if segment.at_once else f"{sides} tiles of about {size} cells"
             parts.append(tiles + " (map on disk)" * segment.on_disk)
@@ -101,7 +101,7 @@ def choose_streaming_plan(
     budget_bytes: int,
     scratch_bytes: int,
     learns: bool,
-    sides: Sequence[int] | None,
+    n_tiles: Sequence[int] | None,
     max_stored: int,
 ) -> StreamingPlan:
     """Find the plan of the fewest operations that fits: its tiles, and the maps it stores.
@@ -111,16 +111,16 @@ def choose_streaming_plan(
         budget_bytes: memory beside parameters and the final map.
         scratch_bytes: space on disk for maps of one image.
         learns: whether a backward pass follows.
-        sides: tiles per axis of the output, where the user chose them: then the plan is one segment
-            of these tiles, whether it fits or not. None searches.
+        n_tiles: tiles per axis of the output, where the user chose them: then the plan is one
+            segment of these tiles, whether it fits or not. None searches.
         max_stored: largest number of stored maps.
 
     Raises:
         TooLittleMemory: not even tiles of one cell fit.
     """
     last = len(graph.steps) - 1
-    if sides is not None:
-        grid = TileGrid(graph, 0, last, sides)
+    if n_tiles is not None:
+        grid = TileGrid(graph, 0, last, n_tiles)
         segment = Segment(grid, grid, at_once=False)
         return _sum_up(graph, [segment], [], segment.peak_bytes(learns), learns)
     undivided = _plan_segments(graph, (), budget_bytes, learns)
@@ -199,10 +199,12 @@ def _refine_grid(grid: TileGrid, source: AbstractSource) -> tuple[TileGrid, floa
     Returns:
         The grid, and the operations of a forward pass over the tiles that are not left out.
     """
-    extent = grid.graph.steps[grid.end].extent
+    extent_cell = grid.graph.steps[grid.end].extent_cell
     best, least_work, sides = grid, float("inf"), None
     for factor in _FINER:
-        finer_sides = tuple(min(s * factor, n) for s, n in zip(grid.sides, extent, strict=True))
+        finer_sides = tuple(
+            min(s * factor, n) for s, n in zip(grid.n_tiles, extent_cell, strict=True)
+        )
         if finer_sides == sides or (factor > 1 and math.prod(finer_sides) > MAX_TILES):
             break
         sides = finer_sides
@@ -234,7 +236,7 @@ def _sum_up(
 def _plain_work(graph: Graph, learns: bool) -> float:
     """Estimate the operations of the plain stack in a forward pass, or in a training step."""
     last = len(graph.steps) - 1
-    single = TileGrid(graph, 0, last, (1,) * len(graph.steps[last].extent))
+    single = TileGrid(graph, 0, last, (1,) * len(graph.steps[last].extent_cell))
     return (1 + 2 * learns) * single.work
 
 
@@ -257,7 +259,7 @@ def _disk_bytes(stored: Sequence[StoredMap]) -> float:
 
 def _map_bytes(graph: Graph, t: int) -> float:
     step = graph.steps[t]
-    return float(step.cell_bytes * math.prod(step.extent))
+    return float(step.cell_bytes * math.prod(step.extent_cell))
 
 
 def _plan_segment(
@@ -274,7 +276,7 @@ def _plan_segment(
         tiled: whether it must be computed tile by tile even if its activations fit.
     """
     if learns and not tiled:
-        single = TileGrid(graph, begin, end, (1,) * len(graph.steps[end].extent))
+        single = TileGrid(graph, begin, end, (1,) * len(graph.steps[end].extent_cell))
         if single.training_bytes <= budget_bytes and single.fits_device:
             return Segment(single, single, at_once=True)
     options = graph.of_segment(TilingOptions, begin, end)
@@ -290,7 +292,7 @@ def _plan_segment(
 def _refuse_budget(graph: Graph, budget_bytes: int, learns: bool) -> TooLittleMemory:
     """Make the error for a budget into which no tile fits."""
     last = len(graph.steps) - 1
-    grid = TileGrid(graph, 0, last, graph.steps[last].extent)
+    grid = TileGrid(graph, 0, last, graph.steps[last].extent_cell)
     cell_bytes = Segment(grid, grid, at_once=False).peak_bytes(learns)
     return TooLittleMemory(
         f"a tile of one output cell holds about {cell_bytes / 2**20:.0f} MiB, more than the "

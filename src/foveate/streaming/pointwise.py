@@ -38,7 +38,13 @@ class Pointwise(AbstractOp):
         self.work, self.saved_bytes = work, saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the output cells themselves."""
+        """Return the spans of the output cells themselves.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low, high
 
     def run(self, call: Call) -> Any:
@@ -67,7 +73,13 @@ class Gather(AbstractOp):
         self.shares, self.regular = shares, regular
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans from the lowest to the highest input cell."""
+        """Return the spans from the lowest to the highest input cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return _hull(self.index[axis], low, high)
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -84,24 +96,32 @@ class Blend(AbstractOp):
 
     Args:
         place: per axis, the coordinate of each of n output cells in input cells, ``(n,)``.
-        extent: cells of the input, per axis.
+        extent_cell: cells of the input, per axis.
     """
 
     work = 12.0
     regular = False
 
     def __init__(
-        self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent: Sequence[int]
+        self, place: Sequence[np.ndarray[Any, np.dtype[np.float64]]], extent_cell: Sequence[int]
     ):
         self.below = [
             np.clip(np.floor(p).astype(np.int64), 0, n - 1)
-            for p, n in zip(place, extent, strict=True)
+            for p, n in zip(place, extent_cell, strict=True)
         ]
-        self.above = [np.minimum(b + 1, n - 1) for b, n in zip(self.below, extent, strict=True)]
+        self.above = [
+            np.minimum(b + 1, n - 1) for b, n in zip(self.below, extent_cell, strict=True)
+        ]
         self.share = [p - b for p, b in zip(place, self.below, strict=True)]
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans from the lowest cell to the highest neighbour."""
+        """Return the spans from the lowest cell to the highest neighbour.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return _hull(self.below[axis], low, high)[0], _hull(self.above[axis], low, high)[1]
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -130,7 +150,13 @@ class PixelShuffle(AbstractOp):
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the coarse cells that contain the fine ones."""
+        """Return the spans of the coarse cells that contain the fine ones.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low // self.factor, -(-high // self.factor)
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -151,7 +177,13 @@ class PixelUnshuffle(AbstractOp):
         self.factor = factor
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of all cells of the blocks."""
+        """Return the spans of all cells of the blocks.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return low * self.factor, high * self.factor
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
@@ -164,17 +196,23 @@ class ConstantPad(AbstractOp):
 
     Args:
         left: cells of padding before the first cell, per axis; a negative number crops.
-        extent: cells of the input, per axis.
+        extent_cell: cells of the input, per axis.
         value: value of the padding.
     """
 
-    def __init__(self, left: Sequence[int], extent: Sequence[int], value: float) -> None:
-        self.left, self.extent, self.value = tuple(left), tuple(extent), value
+    def __init__(self, left: Sequence[int], extent_cell: Sequence[int], value: float) -> None:
+        self.left, self.extent_cell, self.value = tuple(left), tuple(extent_cell), value
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of the cells that are not padding, with at least one cell."""
-        first = np.clip(low - self.left[axis], 0, self.extent[axis] - 1)
-        return first, np.clip(high - self.left[axis], first + 1, self.extent[axis])
+        """Return the spans of the cells that are not padding, with at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
+        first = np.clip(low - self.left[axis], 0, self.extent_cell[axis] - 1)
+        return first, np.clip(high - self.left[axis], first + 1, self.extent_cell[axis])
 
     def run(self, call: Call) -> Shaped[Tensor, "1 c *size"]:
         """Pad the input cells where the output cells are padding."""
@@ -199,7 +237,13 @@ class Chain(AbstractOp):
         self.work, self.saved_bytes = second.work, second.saved_bytes
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans that the first operation needs for those that the second needs."""
+        """Return the spans that the first operation needs for those that the second needs.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         return self.first.needs(axis, *self.second.needs(axis, low, high))
 
     def run(self, call: Call) -> Any:

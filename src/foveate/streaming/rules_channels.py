@@ -23,21 +23,21 @@ _ALL_DIMS = "without a dimension it looks at the whole image"
 
 
 def along(
-    default: int | None, position: int, *, missing: str = _ALL_DIMS, shares: bool = False
+    default: int | None, index: int, *, missing: str = _ALL_DIMS, shares: bool = False
 ) -> Rule:
     """Make the rule of a function along one dimension, neither spatial nor that of the images.
 
     Args:
         default: the dimension where the call names none; None where there is no default.
-        position: position of the dimension among the arguments.
+        index: position of the dimension among the arguments.
         missing: reason for refusing a call without a dimension.
         shares: whether the result is a view.
     """
 
     def rule(site: CallSite, _: object) -> RuleResult:
         dim = site.fake_kwargs.get("dim", site.fake_kwargs.get("axis", default))
-        if not {"dim", "axis"} & site.fake_kwargs.keys() and len(site.fake_args) > position:
-            dim = site.fake_args[position]
+        if not {"dim", "axis"} & site.fake_kwargs.keys() and len(site.fake_args) > index:
+            dim = site.fake_args[index]
         _check_dims(site, dim, missing)
         return RuleResult(Pointwise(fresh=not shares))
 
@@ -48,7 +48,7 @@ def _check_dims(site: CallSite, dim: Any, missing: str) -> None:
     """Refuse a call site along the dimension or dimensions `dim` where they are not channels."""
     if dim is None or dim in ((), []) or isinstance(dim, bool):
         raise Refused(missing)
-    ndim = len(site.extent) + 2
+    ndim = len(site.extent_cell) + 2
     result = site.fake_result[0] if isinstance(site.fake_result, tuple | list) else site.fake_result
     if not isinstance(dim, int | tuple | list) or any(d % ndim in site.dims for d in _as_dims(dim)):
         raise Refused(f"it runs along a spatial axis (dim {dim})")
@@ -65,7 +65,12 @@ def _as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def along_layer(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a layer along its dimension; ``Softmax2d`` has none and runs along channels."""
+    """Translate a layer along its dimension; ``Softmax2d`` has none and runs along channels.
+
+    Args:
+        site: the call site.
+        layer: the layer.
+    """
     _check_dims(site, getattr(layer, "dim", 1), "name its dimension: 1 for channels")
     return RuleResult(Pointwise(fresh=True), (first_argument(site),))
 
@@ -119,7 +124,7 @@ def item(site: CallSite, _: object) -> RuleResult:
         return RuleResult(Pointwise())
     if any(k != slice(None) for d, k in enumerate(keys) if d not in site.dims):
         raise Refused("it cuts channels and space at once; cut one after the other")
-    index = [np.arange(n)[k] for n, k in zip(site.extent, spatial, strict=True)]
+    index = [np.arange(n)[k] for n, k in zip(site.extent_cell, spatial, strict=True)]
     return RuleResult(Gather(index, shares=True), (site.args[0],))
 
 
@@ -127,12 +132,22 @@ def item(site: CallSite, _: object) -> RuleResult:
 
 
 def pixel_shuffle(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a rearrangement of channels to finer cells."""
+    """Translate a rearrangement of channels to finer cells.
+
+    Args:
+        site: the call site.
+        layer: the layer, or the function that is called.
+    """
     return _check_shuffle(site, PixelShuffle(_factor(site, layer, "upscale_factor")))
 
 
 def pixel_unshuffle(site: CallSite, layer: Any) -> RuleResult:
-    """Translate a rearrangement of cells to channels of coarser cells."""
+    """Translate a rearrangement of cells to channels of coarser cells.
+
+    Args:
+        site: the call site.
+        layer: the layer, or the function that is called.
+    """
     return _check_shuffle(site, PixelUnshuffle(_factor(site, layer, "downscale_factor")))
 
 
@@ -147,7 +162,7 @@ def _factor(site: CallSite, layer: Any, name: str) -> int:
 def _check_shuffle(site: CallSite, op: PixelShuffle | PixelUnshuffle) -> RuleResult:
     """Refuse maps that are not ``(b, c, y, x)``; return the operation."""
     require_channels_first(site)
-    if len(site.extent) != 2:
+    if len(site.extent_cell) != 2:
         raise Refused("it is made for pictures (b, c, y, x): of a volume it mixes up the axes")
     return RuleResult(op, (first_argument(site),))
 

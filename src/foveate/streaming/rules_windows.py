@@ -50,14 +50,14 @@ def convolution(site: CallSite, conv: Any, padding: str | None = None) -> RuleRe
     padding, kernel = padding or stated_padding, weight.shape[2:]
     mode = getattr(conv, "padding_mode", "zeros")
     if mode == "zeros":
-        axes = make_windows(kernel, stride, padding, dilation, site.extent)
+        axes = make_windows(kernel, stride, padding, dilation, site.extent_cell)
         return RuleResult(_convolve(site, weight, groups, axes), args)
     if mode not in ("reflect", "replicate"):
         raise Refused(f"padding_mode '{mode}' joins opposite borders; use 'zeros' or 'reflect'")
-    padded = make_windows(kernel, 1, padding, dilation, site.extent)
+    padded = make_windows(kernel, 1, padding, dilation, site.extent_cell)
     border = _border([(w.left, w.right) for w in padded], site, mode)
-    extent = [n + w.left + w.right for n, w in zip(site.extent, padded, strict=True)]
-    axes = make_windows(kernel, stride, 0, dilation, extent)
+    extent_cell = [n + w.left + w.right for n, w in zip(site.extent_cell, padded, strict=True)]
+    axes = make_windows(kernel, stride, 0, dilation, extent_cell)
     return RuleResult(Chain(border, _convolve(site, weight, groups, axes)), args)
 
 
@@ -98,12 +98,17 @@ def _convolve(
 
 
 def transposed(site: CallSite, conv: Any) -> RuleResult:
-    """Translate a transposed convolution, a layer or a function."""
+    """Translate a transposed convolution, a layer or a function.
+
+    Args:
+        site: the call site.
+        conv: the layer, or the function that is called.
+    """
     require_channels_first(site)
     options = ("stride", "padding", "", "groups", "dilation")
     args, values = _convolution_arguments(site, conv, options)
     weight, stride, padding, groups, dilation = values
-    axes = make_windows(weight.shape[2:], stride, padding, dilation, site.extent)
+    axes = make_windows(weight.shape[2:], stride, padding, dilation, site.extent_cell)
     work = 2.0 * weight.shape[0] / groups * math.prod(-(-w.kernel // w.stride) for w in axes)
     return RuleResult(TransposedConvolution(axes, groups=groups, work=work), args)
 
@@ -135,7 +140,12 @@ def max_pool(site: CallSite, pool: Any, padding: str | None = None) -> RuleResul
 
 
 def mean_pool(site: CallSite, pool: Any) -> RuleResult:
-    """Translate a mean pooling, a layer or a function."""
+    """Translate a mean pooling, a layer or a function.
+
+    Args:
+        site: the call site.
+        pool: the layer, or the function that is called.
+    """
     options = site.options(
         pool,
         kernel_size=None,
@@ -155,7 +165,7 @@ def _pooling_windows(site: CallSite, options: Mapping[str, Any]) -> list[Sliding
     """Make the sliding windows of a pooling; the default stride is the side of the kernel."""
     require_channels_first(site)
     kernel, padding, dilation = (options[k] for k in ("kernel_size", "padding", "dilation"))
-    return make_windows(kernel, options["stride"] or kernel, padding, dilation, site.extent)
+    return make_windows(kernel, options["stride"] or kernel, padding, dilation, site.extent_cell)
 
 
 # -- borders and sizes ----------------------------------------------------------------------------
@@ -163,6 +173,10 @@ def _pooling_windows(site: CallSite, options: Mapping[str, Any]) -> list[Sliding
 
 def pad(site: CallSite, target: Any) -> RuleResult:
     """Translate a padding, a layer or a function.
+
+    Args:
+        site: the call site.
+        target: the layer, or the function that is called.
 
     Raises:
         Refused: channels are padded, or the mode joins opposite borders.
@@ -172,7 +186,7 @@ def pad(site: CallSite, target: Any) -> RuleResult:
         name = type(target).__name__
         mode = next((mode for word, mode in modes.items() if name.startswith(word)), "constant")
         padding: Any = target.padding
-        flat = per_axis(padding, 2 * len(site.extent))
+        flat = per_axis(padding, 2 * len(site.extent_cell))
         value = getattr(target, "value", 0.0)
     else:
         options = site.options(target, pad=(), mode="constant", value=None)
@@ -184,7 +198,7 @@ def pad(site: CallSite, target: Any) -> RuleResult:
         raise Refused("it pads channels")
     spatial = [sides.get(dim, (0, 0)) for dim in site.dims]
     if mode == "constant":
-        op: AbstractOp = ConstantPad([a for a, _ in spatial], site.extent, float(value or 0.0))
+        op: AbstractOp = ConstantPad([a for a, _ in spatial], site.extent_cell, float(value or 0.0))
     elif mode in ("reflect", "replicate"):
         op = _border(spatial, site, mode)
     else:
@@ -200,7 +214,7 @@ def _border(sides: Sequence[tuple[int, int]], site: CallSite, mode: str) -> Gath
         site: the call site.
         mode: ``reflect`` or ``replicate``.
     """
-    index = [border_index(n, *s, mode) for n, s in zip(site.extent, sides, strict=True)]
+    index = [border_index(n, *s, mode) for n, s in zip(site.extent_cell, sides, strict=True)]
     return Gather(index, regular=True)
 
 
@@ -208,6 +222,10 @@ def resize(site: CallSite, target: Any) -> RuleResult:
     """Translate an up-sampling layer or an interpolation function.
 
     PyTorch resizes a ramp along each axis, which shows the input cells of each output cell.
+
+    Args:
+        site: the call site.
+        target: the layer, or the function that is called.
 
     Raises:
         Refused: the interpolation is antialiased, or its mode is not supported.
@@ -228,16 +246,16 @@ def resize(site: CallSite, target: Any) -> RuleResult:
     further = {name: options[name] for name in ("align_corners", "recompute_scale_factor")}
     if mode in ("linear", "bilinear", "trilinear"):
         places = []
-        for axis, n in enumerate(site.extent):
+        for axis, n in enumerate(site.extent_cell):
             ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n)
             target_size = {"size": _of_axis(size, axis), "scale_factor": _of_axis(scale, axis)}
             resized = functional.interpolate(ramp, **target_size, mode="linear", **further)
             places.append(resized.flatten().numpy())
-        return RuleResult(Blend(places, site.extent), (first_argument(site),))
+        return RuleResult(Blend(places, site.extent_cell), (first_argument(site),))
     if mode not in ("nearest", "nearest-exact"):
         raise Refused(f"mode '{mode}' is not supported; use 'nearest' or a linear one")
     further["mode"] = mode
-    index = [_nearest(site, axis, size, scale, further) for axis in range(len(site.extent))]
+    index = [_nearest(site, axis, size, scale, further) for axis in range(len(site.extent_cell))]
     return RuleResult(Gather(index), (first_argument(site),))
 
 
@@ -259,13 +277,13 @@ def _nearest(site: CallSite, axis: int, size: Any, scale: Any, options: dict[str
     Raises:
         Refused: the implementations do not agree.
     """
-    n, outer = site.extent[axis], site.fake_result.shape[2 + axis]
+    n, outer = site.extent_cell[axis], site.fake_result.shape[2 + axis]
     if scale is None and outer == n:
         return np.arange(n)
     dtype = torch.promote_types(site.fake_result.dtype, torch.float32)
     ramp = torch.arange(n, dtype=dtype, device=site.fake_result.device)
     measured = []
-    for form, others in _PROBES[len(site.extent)]:
+    for form, others in _PROBES[len(site.extent_cell)]:
         sides, factors = [2] * len(others), [float(m) / 2 for m in others]
         sides.insert(axis, n)
         target: dict[str, Any] = {"size": None, "scale_factor": None}

@@ -96,7 +96,11 @@ class SegmentJob:
         Args:
             like: the output of a tile, whose dtype and memory format the map gets.
         """
-        shape = (len(self.sources), like.shape[1], *self.grid.graph.steps[self.grid.end].extent)
+        shape = (
+            len(self.sources),
+            like.shape[1],
+            *self.grid.graph.steps[self.grid.end].extent_cell,
+        )
         dtype, form = like.dtype, _memory_format(like)
         if self.scratch is None:
             return torch.empty(shape, dtype=dtype, device=like.device, memory_format=form)

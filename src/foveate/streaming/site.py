@@ -66,7 +66,7 @@ class CallSite:
         fake_args: the positional arguments with fake tensors in place of placeholders.
         fake_kwargs: the keyword arguments with fake tensors in place of placeholders.
         dims: spatial dimensions of the input.
-        extent: cells of the input per axis.
+        extent_cell: cells of the input per axis.
         fake_result: the result as a fake tensor, or several of them.
     """
 
@@ -75,7 +75,7 @@ class CallSite:
     fake_args: tuple[Any, ...]
     fake_kwargs: dict[str, Any]
     dims: tuple[int, ...]
-    extent: tuple[int, ...]
+    extent_cell: tuple[int, ...]
     fake_result: Any
 
     def bind(self, names: Sequence[str]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def require_channels_first(site: CallSite) -> None:
     Raises:
         Refused: the channels lie in another dimension.
     """
-    if site.dims != tuple(range(2, 2 + len(site.extent))):
+    if site.dims != tuple(range(2, 2 + len(site.extent_cell))):
         raise Refused("it expects channels in dimension 1; permute them back before")
 
 

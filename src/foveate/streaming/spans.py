@@ -39,11 +39,11 @@ def axis_spans(graph: Graph, end: int, axis: int, low: Ints, high: Ints) -> Step
     return lows, highs
 
 
-def split_evenly(extent: int, n: int) -> Ints:
+def split_evenly(n_cells: int, n: int) -> Ints:
     """Divide an extent into n nearly equal parts; return their borders ``(n + 1,)``.
 
     Args:
-        extent: number of cells.
+        n_cells: number of cells.
         n: number of parts.
     """
-    return np.round(np.linspace(0, extent, n + 1)).astype(np.int64)
+    return np.round(np.linspace(0, n_cells, n + 1)).astype(np.int64)

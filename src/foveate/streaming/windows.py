@@ -75,7 +75,13 @@ class AbstractWindowed(AbstractOp):
         self.windows = tuple(windows)
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of cells under the windows and inside the map; at least one cell."""
+        """Return the spans of cells under the windows and inside the map; at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         window = self.windows[axis]
         first, last = window.reach(low, high)
         first = np.clip(first, 0, window.n - 1)
@@ -203,7 +209,13 @@ class TransposedConvolution(AbstractWindowed):
         self.groups, self.work = groups, work
 
     def needs(self, axis: int, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the spans of input cells that contribute, with at least one cell."""
+        """Return the spans of input cells that contribute, with at least one cell.
+
+        Args:
+            axis: spatial axis.
+            low: first output cells of n spans, ``(n,)``.
+            high: their ends, ``(n,)``.
+        """
         w = self.windows[axis]
         span = w.dilation * (w.kernel - 1)
         first = np.clip(-((-(low + w.left - span)) // w.stride), 0, w.n - 1)
@@ -224,7 +236,7 @@ class TransposedConvolution(AbstractWindowed):
 
 
 def make_windows(
-    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent: Sequence[int]
+    kernel: PerAxis, stride: PerAxis, padding: Any, dilation: PerAxis, extent_cell: Sequence[int]
 ) -> list[SlidingWindow]:
     """Make the sliding window of each axis from the options of a layer.
 
@@ -235,11 +247,11 @@ def make_windows(
             ``valid``; ``tensorflow``, with which there are ``ceil(n / stride)`` windows over n
             cells; or ``kernel``, as in `PaddedConv2d`.
         dilation: dilation, one number or one per axis.
-        extent: cells of the map per axis.
+        extent_cell: cells of the map per axis.
     """
-    d = len(extent)
+    d = len(extent_cell)
     sides = zip(
-        per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent, strict=True
+        per_axis(kernel, d), per_axis(stride, d), per_axis(dilation, d), extent_cell, strict=True
     )
     windows = []
     for axis, (k, s, dil, n) in enumerate(sides):

@@ -14,26 +14,20 @@ from torch import Tensor
 from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score
 from foveate.nn.heads import Head
-from foveate.presentation import Chart, ScoreWords, ShadedTable, Verdict
+from foveate.tasks._report import AbstractReport, Point, Rows, Stored
+
+__all__ = ["AbstractTask", "Point", "Rows", "Stored", "Target", "restore"]
 
 Target = int | float | list[float]
 """The target of the loss that a label stands for."""
 
-Rows = Sequence[Mapping[str, str]]
-"""Answers as rows of ``predictions.csv``: texts by column."""
 
-Stored = Mapping[str, Mapping[str, Any]]
-"""Scores as ``metrics.json`` holds them: by name, with ``value``, ``lo`` and ``hi``."""
-
-Point = Mapping[str, Any]
-"""Results of `AbstractTask.calibrate` for one model, by name; other keys are ignored."""
-
-
-class AbstractTask(abc.ABC):
+class AbstractTask(AbstractReport):
     """The meaning of the labels: targets, loss, answers, scores and words about them.
 
     Keywords of a constructor without a default are settled from labels (`settle`), are attributes
     and are stored with the model; those with a default are options.
+    `AbstractReport` has the part of the contract that is about the report.
 
     Attributes:
         preference: rank of the task; where several tasks fit the labels, the highest rank wins.
@@ -41,28 +35,9 @@ class AbstractTask(abc.ABC):
         columns: names of the numbers of an answer, as in ``predictions.csv``.
         deviation_columns: names of the columns for the standard deviations of these numbers over
             several models.
-        words: title and meaning of the scores by name, in the order of the report; the main score
-            is first.
-        tabled: names of the scores that compare folds and methods, the main score first.
-        averaged: noun for the values that are averaged where several models answer together.
-        reading: sentences on how to read the answers.
-        order: sentence on the order in which pictures are shown.
-        bar_note: sentence on what the middle of a bar means.
-        unscored: text for a part without the main score.
-        chance: noun for the loss at chance.
-        pooling: sentences on how the scores of several folds are pooled.
     """
 
     preference: ClassVar[int] = 0
-    words: ClassVar[Mapping[str, ScoreWords]]
-    tabled: ClassVar[tuple[str, ...]]
-    averaged: ClassVar[str] = "answers"
-    reading: ClassVar[tuple[str, ...]] = ()
-    order: ClassVar[str] = ""
-    bar_note: ClassVar[str] = ""
-    unscored: ClassVar[str] = "not scored"
-    chance: ClassVar[str] = "the loss of the best constant answer"
-    pooling: ClassVar[str] = ""
 
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
@@ -169,7 +144,12 @@ class AbstractTask(abc.ABC):
     def loss(
         self, logits: Float[Tensor, "b k"], target: Shaped[Tensor, "b ..."]
     ) -> Float[Tensor, ""]:
-        """Compute the mean loss of logits ``(b, k)`` for targets ``(b, …)``; a scalar."""
+        """Compute the mean loss of logits ``(b, k)`` for targets ``(b, …)``; a scalar.
+
+        Args:
+            logits: logits of the images, ``(b, k)``.
+            target: their targets, ``(b, …)``.
+        """
 
     def each_loss(
         self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
@@ -186,7 +166,12 @@ class AbstractTask(abc.ABC):
     def correct(
         self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
     ) -> Float[Tensor, " m"]:
-        """Compute how right every row is, ``(m,)`` in [0, 1], without gradient: ``exp(-loss)``."""
+        """Compute how right every row is, ``(m,)`` in [0, 1], without gradient: ``exp(-loss)``.
+
+        Args:
+            logits: logits of the rows, ``(m, k)``.
+            target: their targets, ``(m, …)``.
+        """
         return self.each_loss(logits.detach(), target).neg().exp().clamp_max(1.0)
 
     def truth(self, target: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b k"] | None:
@@ -265,7 +250,12 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, logits: Float[Tensor, "b k"], point: Point) -> Float[Tensor, "b columns"]:
-        """Convert logits ``(b, k)`` to the numbers of answers, ``(b, columns)`` in float64."""
+        """Convert logits ``(b, k)`` to the numbers of answers, ``(b, columns)`` in float64.
+
+        Args:
+            logits: logits of the images, ``(b, k)``.
+            point: results of `calibrate`.
+        """
 
     @abc.abstractmethod
     def predict(self, values: Sequence[float], point: Point) -> str:
@@ -286,11 +276,21 @@ class AbstractTask(abc.ABC):
         return {"values": dict(zip(self.columns, values, strict=True))}
 
     def write(self, value: float, *, short: bool = False) -> str:
-        """Write a number of an answer as text for tables; `short` for people."""
+        """Write a number of an answer as text for tables; `short` for people.
+
+        Args:
+            value: the number.
+            short: for people; else for files.
+        """
         return f"{value:.4g}" if short else f"{value:.9g}"
 
     def explain(self, values: Sequence[float], point: Point) -> str:
-        """Describe an answer by its numbers and its threshold, if there is one."""
+        """Describe an answer by its numbers and its threshold, if there is one.
+
+        Args:
+            values: numbers of the answer, in the order of `columns`.
+            point: results of `calibrate`.
+        """
         del point
         pairs = zip(self.columns, values, strict=True)
         return "  ".join(f"{name} {self.write(value, short=True)}" for name, value in pairs)
@@ -307,73 +307,17 @@ class AbstractTask(abc.ABC):
 
     @abc.abstractmethod
     def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
-        """Compute by score how far `rows` are better than `others` about the same images."""
+        """Compute by score how far `rows` are better than `others` about the same images.
+
+        Args:
+            rows: answers.
+            others: other answers about the same images.
+        """
 
     def details(self, rows: Rows) -> dict[str, Any]:
         """Return further entries of ``metrics.json`` about `scorable` rows, such as the classes."""
         del rows
         return {}
-
-    # -- words and figures ----------------------------------------------------------------------
-
-    def headline(self, scores: Mapping[str, Any]) -> str | None:
-        """Return the name of the main score among these scores; None without scores."""
-        return next((name for name in (*self.words, *scores) if name in scores), None)
-
-    def title(self, name: str, n_folds: int = 1) -> str:
-        """Return the title of a score."""
-        words = self.words.get(name)
-        if words is None:
-            return name.replace("_", " ")
-        return words.title + (" within folds" if words.within_folds and n_folds > 1 else "")
-
-    @abc.abstractmethod
-    def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Describe the main score, as the rest of a sentence that names the images."""
-
-    def cautions(self, scores: Stored) -> list[str]:
-        """List warnings about the scores, one sentence each."""
-        del scores
-        return []
-
-    def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Judge one answer against its label.
-
-        Args:
-            entry: entry of the index of pictures: ``label``, ``predicted`` and `record`.
-            row: row of ``predictions.csv``; may be empty.
-        """
-        del row
-        word = "unlabelled" if not entry.get("label") else "measured"
-        return Verdict(word, word, (0.0, 0.0))
-
-    def tables(self, metrics: Mapping[str, Any], points: Sequence[Point]) -> list[ShadedTable]:
-        """Return the tables of the task for the report.
-
-        Args:
-            metrics: content of ``metrics.json``, which may be damaged.
-            points: results of `calibrate` for the model of each fold.
-        """
-        del metrics, points
-        return []
-
-    def charts(
-        self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
-    ) -> list[Chart]:
-        """Return the figures of the task for the report.
-
-        Args:
-            rows: stored answers; some may be damaged.
-            metrics: content of ``metrics.json``, which may be damaged.
-            points: results of `calibrate` for the model of each fold.
-        """
-        del rows, metrics, points
-        return []
-
-    def notes(self, points: Sequence[Point]) -> list[str]:
-        """Describe the results of `calibrate` for each fold, as notes below the figures."""
-        del points
-        return []
 
 
 def list_settled_keywords(task: type[AbstractTask]) -> list[str]:
@@ -384,6 +328,11 @@ def list_settled_keywords(task: type[AbstractTask]) -> list[str]:
 
 def restore(task: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:
     """Build a task from settled values and options.
+
+    Args:
+        task: class of the task.
+        settled: the settled values, by keyword.
+        **options: options, by keyword.
 
     Raises:
         OptionError: a settled value is missing, unknown or impossible.

@@ -60,13 +60,23 @@ class BinaryTask(ClassTask):
         return len(labels) == 2
 
     def loss(self, logits: Float[Tensor, "b 1"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Compute the mean cross-entropy of logits ``(b, 1)`` with smoothed labels ``(b,)``."""
+        """Compute the mean cross-entropy of logits ``(b, 1)`` with smoothed labels ``(b,)``.
+
+        Args:
+            logits: logits of the images, ``(b, 1)``.
+            target: 1 for images of the positive class, else 0, ``(b,)``.
+        """
         return self.each_loss(logits, target).mean()
 
     def each_loss(
         self, logits: Float[Tensor, "m 1"], target: Shaped[Tensor, " m"]
     ) -> Float[Tensor, " m"]:
-        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
+        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``.
+
+        Args:
+            logits: logits of the rows, ``(m, 1)``.
+            target: 1 for rows of the positive class, else 0, ``(m,)``.
+        """
         soft = target.float() * (1 - self.smoothing) + self.smoothing / 2
         return functional.binary_cross_entropy_with_logits(
             logits[:, 0].float(), soft, reduction="none"

@@ -41,13 +41,23 @@ class MulticlassTask(ClassTask):
         return len(labels) >= 2
 
     def loss(self, logits: Float[Tensor, "b k"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Compute the mean cross-entropy of logits ``(b, k)`` with smoothed labels ``(b,)``."""
+        """Compute the mean cross-entropy of logits ``(b, k)`` with smoothed labels ``(b,)``.
+
+        Args:
+            logits: logits of the images, ``(b, k)``.
+            target: numbers of their classes, ``(b,)``.
+        """
         return self.each_loss(logits, target).mean()
 
     def each_loss(
         self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, " m"]
     ) -> Float[Tensor, " m"]:
-        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``."""
+        """Compute the cross-entropy of every row, ``(m,)``, with smoothed labels ``(m,)``.
+
+        Args:
+            logits: logits of the rows, ``(m, k)``.
+            target: numbers of their classes, ``(m,)``.
+        """
         return functional.cross_entropy(
             logits.float(), target.long(), label_smoothing=self.smoothing, reduction="none"
         )

@@ -77,7 +77,12 @@ class ClassTask(AbstractTask):
     def settle(
         cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the classes; all folds take those of the whole table, in the same order."""
+        """Return the classes; all folds take those of the whole table, in the same order.
+
+        Args:
+            labels: one label per image.
+            shared: what the labels of the whole table settled; None where `labels` are those.
+        """
         if shared is not None:
             return dict(shared)
         distinct = sorted(set(labels))
@@ -138,7 +143,12 @@ class ClassTask(AbstractTask):
     def correct(
         self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]
     ) -> Float[Tensor, " m"]:
-        """Return 1 where the most probable class of a row is true, else 0, ``(m,)``."""
+        """Return 1 where the most probable class of a row is true, else 0, ``(m,)``.
+
+        Args:
+            logits: logits of the rows, ``(m, k)``.
+            target: numbers of their classes, ``(m,)``, or other targets, ``(m, …)``.
+        """
         if not _is_class(target):
             return super().correct(logits, target)
         return (self.probabilities(logits.detach()).argmax(-1) == target).float()
@@ -148,6 +158,10 @@ class ClassTask(AbstractTask):
 
         It maximises the likelihood of the labels, without smoothing, with a normal prior of
         standard deviation 1/2 on its logarithm, because few images determine it badly.
+
+        Args:
+            logits: logits of the images, ``(n, k)``.
+            target: numbers of their classes, ``(n,)``, or other targets, ``(n, …)``.
         """
         candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
         exact = logits.double()
@@ -167,7 +181,12 @@ class ClassTask(AbstractTask):
     def log_scores(
         self, values: Float[Tensor, "n classes"], target: Shaped[Tensor, "n ..."]
     ) -> dict[str, float]:
-        """Compute the AUROC as ``val_auroc``; return an empty dictionary with one class only."""
+        """Compute the AUROC as ``val_auroc``; return an empty dictionary with one class only.
+
+        Args:
+            values: probabilities of the classes, ``(n, classes)``.
+            target: numbers of the classes of the images, ``(n,)``.
+        """
         score = auroc(values.cpu().numpy(), target.cpu().numpy())
         return {} if score is None else {"val_auroc": float(score)}
 
@@ -178,6 +197,11 @@ class ClassTask(AbstractTask):
 
         ``val_score`` is the sum of the loss at the best temperature, as a share of the loss at
         chance, and of the share of pairs of images that are ranked wrongly.
+
+        Args:
+            logits: logits of one model, ``(n, k)``.
+            target: targets of the images, ``(n, …)``.
+            chance: loss at chance, from `chance_loss`.
         """
         loss = float(self.loss(logits / self.temperature(logits, target), target))
         relative = loss / chance if chance > 0 else loss
@@ -194,7 +218,12 @@ class ClassTask(AbstractTask):
     def calibrate(
         self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "n ..."]
     ) -> dict[str, float | None]:
-        """Settle the temperature and, for two classes, the threshold by Youden's index."""
+        """Settle the temperature and, for two classes, the threshold by Youden's index.
+
+        Args:
+            logits: logits of one model for the images of the part, ``(n, k)``; n may be 0.
+            target: targets of the images, ``(n, …)``.
+        """
         if not len(logits):
             return {"temperature": 1.0, "threshold": None}
         temperature = self.temperature(logits, target)
@@ -214,11 +243,21 @@ class ClassTask(AbstractTask):
         }
 
     def decode(self, logits: Float[Tensor, "b k"], point: Point) -> Float[Tensor, "b classes"]:
-        """Compute the probabilities ``(b, classes)`` at the settled temperature."""
+        """Compute the probabilities ``(b, classes)`` at the settled temperature.
+
+        Args:
+            logits: logits of the images, ``(b, k)``.
+            point: results of `calibrate`.
+        """
         return self.probabilities(logits.double() / point.get("temperature", 1.0))
 
     def predict(self, values: Sequence[float], point: Point) -> str:
-        """Return the most probable class; the threshold, if there is one, decides between two."""
+        """Return the most probable class; the threshold, if there is one, decides between two.
+
+        Args:
+            values: probabilities of the classes.
+            point: results of `calibrate`.
+        """
         threshold = point.get("threshold")
         if threshold is not None and len(self.classes) == 2:
             return self.classes[int(values[1] >= threshold)]
@@ -235,11 +274,21 @@ class ClassTask(AbstractTask):
         return {"probs": dict(zip(self.classes, values, strict=True))}
 
     def write(self, value: float, *, short: bool = False) -> str:
-        """Write a probability with four or six decimals."""
+        """Write a probability with four or six decimals.
+
+        Args:
+            value: the probability.
+            short: for people; else for files.
+        """
         return f"{value:.4f}" if short else f"{value:.6f}"
 
     def explain(self, values: Sequence[float], point: Point) -> str:
-        """Describe an answer by its probabilities and, for two classes, the threshold."""
+        """Describe an answer by its probabilities and, for two classes, the threshold.
+
+        Args:
+            values: probabilities of the classes.
+            point: results of `calibrate`.
+        """
         text = "  ".join(f"{c} {p:.3f}" for c, p in zip(self.classes, values, strict=True))
         if point.get("threshold") is not None:
             text += f"; {self.classes[1]} from {float(point['threshold']):.3f}"
@@ -252,7 +301,12 @@ class ClassTask(AbstractTask):
         return score_classes(rows, self.classes)
 
     def compare(self, rows: Rows, others: Rows) -> dict[str, Difference]:
-        """Compare two sets of answers by AUROC and logarithmic loss."""
+        """Compare two sets of answers by AUROC and logarithmic loss.
+
+        Args:
+            rows: answers, as rows of ``predictions.csv``.
+            others: other answers about the same images.
+        """
         return compare_classes(rows, others, self.classes)
 
     def details(self, rows: Rows) -> dict[str, Any]:
@@ -262,7 +316,12 @@ class ClassTask(AbstractTask):
     # -- words and figures ----------------------------------------------------------------------
 
     def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Describe the AUROC as a number of pairs of images, or another main score by its name."""
+        """Describe the AUROC as a number of pairs of images, or another main score by its name.
+
+        Args:
+            scores: scores as ``metrics.json`` holds them.
+            n_folds: number of folds that the scores come from.
+        """
         name = self.headline(scores) or ""
         score = scores.get(name, {})
         if name == "auroc":
@@ -274,18 +333,34 @@ class ClassTask(AbstractTask):
         return warn_of_chance(scores.get("auroc", {}))
 
     def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Judge an answer right or wrong; wrong ones rank first, then confident ones."""
+        """Judge an answer right or wrong; wrong ones rank first, then confident ones.
+
+        Args:
+            entry: entry of the index of pictures: ``label``, ``predicted`` and `record`.
+            row: row of ``predictions.csv``; may be empty.
+        """
         return judge_answer(entry, self.classes, read_number(row, "threshold"))
 
     def tables(self, metrics: Mapping[str, Any], points: Sequence[Point]) -> list[ShadedTable]:
-        """Return the confusion matrix as a table; no table where it does not fit the classes."""
+        """Return the confusion matrix as a table; no table where it does not fit the classes.
+
+        Args:
+            metrics: content of ``metrics.json``, which may be damaged.
+            points: results of `calibrate` for the model of each fold.
+        """
         thresholds = read_values(points, "threshold")
         return tabulate_confusion(metrics.get("confusion"), self.classes, thresholds)
 
     def charts(
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
-        """Return ROC, precision and recall, calibration, and the distribution of scores."""
+        """Return ROC, precision and recall, calibration, and the distribution of scores.
+
+        Args:
+            rows: stored answers; some may be damaged.
+            metrics: content of ``metrics.json``, which may be damaged.
+            points: results of `calibrate` for the model of each fold.
+        """
         return build_charts(
             collect_answers(rows, self.classes), metrics, read_values(points, "threshold")
         )

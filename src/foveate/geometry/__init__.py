@@ -99,24 +99,6 @@ class Box:
         return tuple(o + s / 2 for o, s in zip(self.origin, self.size, strict=True))
 
 
-@dataclass(frozen=True)
-class Lattice:
-    """A regular grid of attention cells laid over an image, in micrometres.
-
-    Attributes:
-        origin_um: corner of cell ``(0, 0)``.
-        cell_um: size of a cell, per axis.
-        shape: number of cells, per axis.
-    """
-
-    origin_um: Vector
-    cell_um: Vector
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return math.prod(self.shape)
-
-
 def mean_spacing(spacing_um: Sequence[float]) -> float:
     """Compute the geometric mean of a spacing's axes: the side of a pixel of the same size.
 
@@ -207,17 +189,32 @@ def px_from_um(
 
 
 def size_um_from_shape(shape: Sequence[int], spacing_um: Sequence[float]) -> Vector:
-    """Compute the size of pixels of a spacing, per axis, in micrometres."""
+    """Compute the size of pixels of a spacing, per axis, in micrometres.
+
+    Args:
+        shape: pixels per axis.
+        spacing_um: side of a pixel, per axis.
+    """
     return tuple(n * s for n, s in zip(shape, spacing_um, strict=True))
 
 
 def shape_from_size_um(size_um: Sequence[float], spacing_um: float) -> tuple[int, ...]:
-    """Count the pixels of a spacing that cover a size, per axis; at least one each."""
+    """Count the pixels of a spacing that cover a size, per axis; at least one each.
+
+    Args:
+        size_um: the size, per axis.
+        spacing_um: side of a pixel, the same on all axes.
+    """
     return tuple(max(1, math.ceil(s / spacing_um - _ROUNDING)) for s in size_um)
 
 
 def spacing_um_from_shape(size_um: Sequence[float], shape: Sequence[float]) -> Vector:
-    """Compute the spacing, per axis, at which a number of pixels covers a size exactly."""
+    """Compute the spacing, per axis, at which a number of pixels covers a size exactly.
+
+    Args:
+        size_um: the size, per axis.
+        shape: pixels per axis; need not be whole.
+    """
     return tuple(s / n for s, n in zip(size_um, shape, strict=True))
 
 
@@ -300,12 +297,22 @@ def region_fine_from_coarse(
 
 
 def length_px_from_um(length_um: _Length, spacing_um: float) -> _Length:
-    """Convert a length, or coordinates from a common corner, from micrometres to pixels."""
+    """Convert a length, or coordinates from a common corner, from micrometres to pixels.
+
+    Args:
+        length_um: a number or an array of any shape.
+        spacing_um: side of a pixel.
+    """
     return length_um / spacing_um
 
 
 def length_um_from_px(length_px: _Length, spacing_um: float) -> _Length:
-    """Convert a length, or coordinates from a common corner, from pixels to micrometres."""
+    """Convert a length, or coordinates from a common corner, from pixels to micrometres.
+
+    Args:
+        length_px: a number or an array of any shape.
+        spacing_um: side of a pixel.
+    """
     return length_px * spacing_um
 
 
@@ -338,63 +345,35 @@ def points_um_from_px(
 
 
 def index_px_from_um(place_um: float, spacing_um: float) -> int:
-    """Return the index of the pixel that holds a place on an axis."""
+    """Return the index of the pixel that holds a place on an axis.
+
+    Args:
+        place_um: distance of the place from the outer corner of pixel 0.
+        spacing_um: side of a pixel.
+    """
     return math.floor(place_um / spacing_um + _ROUNDING)
 
 
 def length_patch_from_um(length_um: _Length, patch_um: float) -> _Length:
-    """Convert a length, or coordinates from a common origin, to sides of a patch."""
+    """Convert a length, or coordinates from a common origin, to sides of a patch.
+
+    Args:
+        length_um: a number or an array of any shape.
+        patch_um: side of the patch.
+    """
     return length_um / patch_um
 
 
 def length_um_from_patch(length_patch: _Length, patch_um: float) -> _Length:
-    """Convert a length, or coordinates from a common origin, from sides of a patch."""
+    """Convert a length, or coordinates from a common origin, from sides of a patch.
+
+    Args:
+        length_patch: a number or an array of any shape.
+        patch_um: side of the patch.
+    """
     return length_patch * patch_um
 
 
-# -- cells of maps and lattices --------------------------------------------------------------------
-
-
-def lattice_um_from_map(
-    shape: Sequence[int], *, stride_px: float, centre_px: float, spacing_um: float
-) -> Lattice:
-    """Lay the lattice of the cells of a map over the image that the map was computed of.
-
-    Args:
-        shape: cells of the map, per axis.
-        stride_px: side of a cell in pixels of the image.
-        centre_px: centre of the first cell in pixels of the image.
-        spacing_um: spacing of the image.
-    """
-    cell_um = stride_px * spacing_um
-    corner_um = centre_px * spacing_um - cell_um / 2
-    return Lattice((corner_um,) * len(shape), (cell_um,) * len(shape), tuple(shape))
-
-
-def points_um_from_cell(points_cell: NDArray[np.generic], lattice: Lattice) -> _Floats:
-    """Convert points ``(…, d)`` from cells of a lattice, where 0 is its corner, to micrometres."""
-    return points_um_from_px(
-        np.asarray(points_cell, np.float64), lattice.cell_um, lattice.origin_um
-    )
-
-
-def points_px_from_cell(points_cell: _Length, *, stride_px: float, centre_px: float) -> _Length:
-    """Convert coordinates on one axis from cells of a map to pixels of its image.
-
-    Args:
-        points_cell: the coordinates; 0 is the centre of the first cell.
-        stride_px: side of a cell.
-        centre_px: centre of the first cell.
-    """
-    return centre_px + stride_px * points_cell
-
-
-def points_cell_from_px(points_px: _Length, *, stride_px: float, centre_px: float) -> _Length:
-    """Convert coordinates on one axis from pixels of an image to cells of its map.
-
-    Args:
-        points_px: the coordinates.
-        stride_px: side of a cell.
-        centre_px: centre of the first cell, which is 0 in the result.
-    """
-    return (points_px - centre_px) / stride_px
+def length_mm_from_um(length_um: float) -> float:
+    """Convert a length from micrometres to millimetres, for texts."""
+    return length_um / 1000
