@@ -1,4 +1,7 @@
-"""The call chains of the README: each function exists, and calls the next one."""
+"""The call chains of the README: each function exists, and calls the next one.
+
+After ``→`` stands what a function calls; functions divided by commas are called in this order.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,26 @@ CALLED_AS = {"Glimpse.forward": "method"}
 Function = ast.FunctionDef
 Step = tuple[str, str]
 """A file below ``src/foveate``, and a function in it, as ``name`` or ``Class.name``."""
+Called = list[list[Step]]
+"""The functions between the arrows of a chain."""
 
 
-def _read_chains() -> dict[str, list[Step]]:
+def _read_chains() -> dict[str, Called]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text.split("<!-- call chains -->")[1].split("<!-- /call chains -->")[0].split("\n")
     named = (line.removeprefix("- ").partition(": ") for line in lines if line.startswith("- "))
-    return {name: re.findall(r"`([\w/]+\.py):([\w.]+)`", chain) for name, _, chain in named}
+    step = re.compile(r"`([\w/]+\.py):([\w.]+)`")
+    return {name: [step.findall(part) for part in chain.split("→")] for name, _, chain in named}
 
 
-CHAINS = _read_chains()
-PAIRS = [pair for chain in CHAINS.values() for pair in itertools.pairwise(chain)]
+STAGES = _read_chains()
+CHAINS = {name: list(itertools.chain(*stages)) for name, stages in STAGES.items()}
+PAIRS = [
+    (caller, called)
+    for stages in STAGES.values()
+    for (caller, *_), next_stage in itertools.pairwise(stages)
+    for called in next_stage
+]
 
 
 @functools.cache
@@ -89,7 +101,7 @@ def _list_imports(file: str) -> Iterator[tuple[str, str]]:
 
 
 def test_the_readme_names_the_chains() -> None:
-    assert list(CHAINS) == ["train", "predict", "open", "draw"]
+    assert list(CHAINS) == ["train", "predict", "forward", "open", "draw"]
     for name, chain in CHAINS.items():
         files = {file for file, _ in chain}
         assert len(files) <= 6, (
@@ -103,14 +115,27 @@ def test_from_the_command_to_the_picture_a_reader_opens_seven_files() -> None:
     assert len(files) <= 7, sorted(files)
 
 
-def test_a_chain_begins_with_a_public_function_or_where_prediction_forks() -> None:
+def test_a_chain_begins_with_a_public_function_or_in_another_chain() -> None:
     for name in ("train", "predict"):
         file, function = CHAINS[name][0]
         module = file.removesuffix(".py").replace("/", ".")
         assert function == name
         assert getattr(foveate, name).__module__ == f"foveate.{module}"
-    for name in ("open", "draw"):
+    for name in ("forward", "open", "draw"):
         assert CHAINS[name][0] in CHAINS["predict"]
+    assert CHAINS["forward"][0] in CHAINS["train"]
+
+
+def test_only_forward_calls_several_functions_and_in_the_order_of_the_readme() -> None:
+    several = {name for name, stages in STAGES.items() if any(len(part) > 1 for part in stages)}
+    assert several == {"forward"}
+    ((caller,), called) = STAGES["forward"]
+    function = _list_functions(caller[0])[caller[1]]
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    lines = {_name_call(call): call.lineno for call in calls}
+    places = [lines[name.rpartition(".")[2]] for _, name in called]
+    assert len(places) == 5
+    assert places == sorted(set(places))
 
 
 @pytest.mark.parametrize("step", sorted(set(itertools.chain(*CHAINS.values()))), ids=":".join)

@@ -91,7 +91,7 @@ def choose_with_centring(
     """Return the chosen patches, the drawn cells, their patches, and patches without centring."""
     with torch.no_grad():
         field = method.attend(batch, run_by_shape(method.encoder.maps, batch.glimpses()))
-        chosen = method.choice(batch, field, training=method.training)
+        chosen = method.choice.choose_cells(batch, field, training=method.training)
         return (
             chosen.patches[0],
             chosen.index[0],

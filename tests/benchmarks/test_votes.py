@@ -63,7 +63,7 @@ def test_patch_votes_enter_the_prediction(instance: float, tiny_cohort: Path) ->
     """With pooled logits of 5 everywhere, outputs are the mean of votes and pooled logits."""
     torch.manual_seed(0)
     method = CentredGlimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS, instance=instance)
-    for head in method.related.pool.heads:
+    for head in method.aggregator.pool.heads:
         assert isinstance(head, nn.Linear)
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, 5.0)

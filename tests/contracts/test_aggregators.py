@@ -178,16 +178,16 @@ def test_one_that_is_dropped_in_is_trained_stored_and_read(
 ) -> None:
     zoom = {"zoom": (2.0,), "looks": 2} if method == "glimpse_zoom" else {}
     model = build_method(method, {"aggregator": plug_in, "patches": 4, "eval_patches": 4} | zoom)
-    related = model.method.related
-    assert type(related).__name__ == "PlainMean"
-    before = [p.detach().clone() for p in related.parameters()]
+    net = model.method.aggregator
+    assert type(net).__name__ == "PlainMean"
+    before = [p.detach().clone() for p in net.parameters()]
     optimizer = torch.optim.SGD(model.method.parameters(), lr=0.1)
     target = torch.tensor([0, 1])
     prediction = model.method.train()(batch)
     loss = model.task.loss(prediction.logits, target) + further_loss(model.task, prediction, target)
     loss.backward()
     optimizer.step()
-    assert all(not torch.equal(p, old) for p, old in zip(related.parameters(), before, strict=True))
+    assert all(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
     save_model(tmp_path / "model", model.card, model.method.state_dict())
     again = load_model(tmp_path / "model").method.eval()
     with torch.inference_mode():
@@ -200,15 +200,15 @@ def test_one_that_is_dropped_in_is_trained_stored_and_read(
 
 
 @pytest.mark.parametrize("method", ["glimpse", "glimpse_zoom"])
-def test_the_default_has_the_weights_of_models_without_the_option(method: str) -> None:
-    """A model that was stored before there was a choice has these names and is read."""
+def test_the_default_stores_the_weights_of_a_related_pool(method: str) -> None:
+    """The names of the weights do not depend on the default's class, only on `RelatedPool`."""
     net = build_method(method, {}).method
     encoder = SmallEncoder(width=8, dim=DIM)
     pool = RelatedPool(encoder, HEADS[1:], layers=1, attention_heads=8, dropout=0.1)
-    assert {n.split(".")[0] for n in net.related.state_dict()} == {"position", "relate", "pool"}
-    net.related.load_state_dict(pool.state_dict())
-    assert {n for n in net.state_dict() if "related" in n} == {
-        f"related.{n}" for n in pool.state_dict()
+    assert {n.split(".")[0] for n in net.aggregator.state_dict()} == {"position", "relate", "pool"}
+    net.aggregator.load_state_dict(pool.state_dict())
+    assert {n for n in net.state_dict() if "aggregator" in n} == {
+        f"aggregator.{n}" for n in pool.state_dict()
     }
 
 

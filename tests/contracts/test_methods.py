@@ -107,7 +107,7 @@ def test_a_method_can_be_copied_and_pickled(
     model = build(name)
     fresh = copied(model.method)
     batch = load_batch(cases, loader, pool)
-    batch.on_progress = lambda _: None
+    batch.on_progress = lambda *_: None
     expected = evaluate(model, batch).logits
     used = copied(model.method)
     model.method.train()(batch)

@@ -186,7 +186,7 @@ class PeakLineExport(AbstractExport):
         """Return the centre and the extent of the image."""
         centre = evidence.peak_um().centre
         extent = evidence.extent_um.tolist()
-        line = f"{about.image_id} {about.numbers['predicted']} {list(centre)} of {extent}"
+        line = f"{about.image_id} {about.texts['predicted']} {list(centre)} of {extent}"
         return f"{line} {image.reader}\\n".encode()
 '''
 

@@ -23,7 +23,7 @@ class LineExport(AbstractExport):
 
     def render(self, image, evidence, about):
         """Write the line."""
-        return f"{len(evidence)} of {image.shape}: {about.numbers['predicted']}".encode()
+        return f"{len(evidence)} of {image.shape}: {about.texts['predicted']}".encode()
 '''
 
 

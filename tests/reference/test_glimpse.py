@@ -38,7 +38,7 @@ VIEW = View(spacing_um=1.0, patch_px=32, glimpse_spacing_um=16.0)
 
 def test_initial_head_weights_are_small_except_for_sums() -> None:
     method = Glimpse(encoder=SmallEncoder(width=8, dim=16), heads=HEADS)
-    for head, last in zip(HEADS, method.related.pool.heads, strict=True):
+    for head, last in zip(HEADS, method.aggregator.pool.heads, strict=True):
         sizes = [float(p.detach().abs().max()) for p in last.parameters()]
         assert all(size < 0.02 for size in sizes) == (head.pooling != "sum")
 
@@ -110,7 +110,7 @@ def test_glimpse_and_patches_interact(tiny_cohort: Path) -> None:
         method.encoder.mixed.standardise.fit(settled)
         batch = build((0, 0, 1, 1))
         glimpse_tokens, tokens = _parts(method, batch)
-        f = method.relate(batch, glimpse_tokens[[0, 2, 0, 2]], tokens)[0]
+        f = method.relate_and_pool(batch, glimpse_tokens[[0, 2, 0, 2]], tokens)[0]
     assert (f.std(0, correction=0) > 1e-4).all()
     measured = interaction(f)
     assert (measured > 1e-4).all(), measured
@@ -128,7 +128,7 @@ def test_an_exclusive_or_of_glimpse_and_patches_is_learned(tiny_cohort: Path) ->
     method.glimpse_dropout = 0.0
     kinds = torch.randn(2, 2, 16)
     target = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    optimizer = torch.optim.AdamW(method.related.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(method.aggregator.parameters(), lr=3e-3)
     with _load_rows(tiny_cohort, order=(0,) * 4) as batch:
         with torch.no_grad():
             _, drawn = _parts(method, batch)
@@ -139,13 +139,15 @@ def test_an_exclusive_or_of_glimpse_and_patches_is_learned(tiny_cohort: Path) ->
         tokens = Tokens(patches, every, every, regions)
         for _ in range(200):
             noise = 0.1 * torch.randn_like(patches)
-            f = method.relate(batch, glimpse_tokens, replace(tokens, vectors=patches + noise))[0]
+            f = method.relate_and_pool(
+                batch, glimpse_tokens, replace(tokens, vectors=patches + noise)
+            )[0]
             loss = functional.binary_cross_entropy_with_logits(f[:, 0], target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.inference_mode():
-            f = method.eval().relate(batch, glimpse_tokens, tokens)[0]
+            f = method.eval().relate_and_pool(batch, glimpse_tokens, tokens)[0]
     assert functional.binary_cross_entropy_with_logits(f[:, 0], target) < 0.3
     assert (interaction(f) > 1.0).all()
 
@@ -161,7 +163,9 @@ def test_a_hidden_glimpse_does_not_change_the_output(tiny_cohort: Path) -> None:
         other = glimpse_tokens + torch.randn_like(glimpse_tokens)
         for hidden in (1.0, 0.0):
             method.glimpse_dropout = hidden
-            answers.append([method.relate(batch, w, tokens)[0] for w in (glimpse_tokens, other)])
+            answers.append(
+                [method.relate_and_pool(batch, w, tokens)[0] for w in (glimpse_tokens, other)]
+            )
     torch.testing.assert_close(answers[0][0], answers[0][1], rtol=0, atol=0)
     assert (answers[1][0] - answers[1][1]).abs().max() > 1e-4
     assert (answers[0][0] - answers[1][0]).abs().max() > 1e-4
@@ -179,7 +183,7 @@ def test_without_patch_information_it_equals_downsampled(tiny_cohort: Path) -> N
             alone = ((case, build((row,))) for row, case in enumerate(cases))
             parts.append(fit_start(method, task, cases, alone, lambda *_: None))
             if isinstance(method, Glimpse):
-                for part in (*method.related.pool.heads, *method.head_instance.parts):
+                for part in (*method.aggregator.pool.heads, *method.head_instance.parts):
                     for p in part.parameters():
                         nn.init.zeros_(p)
             with torch.inference_mode():
@@ -194,7 +198,7 @@ def _parts(method: Glimpse, batch: Batch) -> tuple[Tensor, Tokens]:
     """Return the token of each glimpse ``(b, d)``, and the tokens of the patches."""
     looks = batch.look(method.encoder)
     field = method.attend(batch, [look.maps for look in looks])
-    chosen = method.choice(batch, field, training=method.training)
+    chosen = method.choice.choose_cells(batch, field, training=method.training)
     f, valid = method.read(batch, chosen.patches)
     features = torch.cat([look.features for look in looks])
     glimpse_tokens = method.embed(method.encoder.project(features).float()) + method.whole

@@ -110,7 +110,7 @@ def test_the_encoder_is_frozen_then_trained(run: Run) -> None:
     for name in stored:
         assert torch.equal(latest[name], run.began[name]), name
     assert any(not torch.equal(latest[name], run.began[name]) for name in taught)
-    for name in ("encoder.mixed.linear.weight", "related.relate.0.out.weight"):
+    for name in ("encoder.mixed.linear.weight", "aggregator.relate.0.out.weight"):
         assert not torch.equal(frozen[name], run.began[name]), name
         assert not torch.equal(latest[name], frozen[name]), name
 

@@ -68,7 +68,7 @@ class Choice:
     survey: int
     jitter: bool
 
-    def __call__(self, batch: Batch, field: Field, *, training: bool) -> ChosenCells:
+    def choose_cells(self, batch: Batch, field: Field, *, training: bool) -> ChosenCells:
         """Choose cells of every image.
 
         Args:

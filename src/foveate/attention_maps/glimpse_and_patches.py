@@ -130,7 +130,7 @@ class GlimpseAndPatches(nn.Module):
 
     fits_glimpses = True
     encoder: AbstractEncoder
-    related: AbstractAggregator
+    aggregator: AbstractAggregator
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class GlimpseAndPatches(nn.Module):
         groups = encoder.feature_groups or (encoder.n_features,)
         self.overview, self.trust = OverviewHead((*groups, N_COLOURS), k), PatchTrust()
         build = find("aggregators", aggregator)
-        self.related = build(encoder=encoder, heads=heads, dropout=dropout)
+        self.aggregator = build(encoder=encoder, heads=heads, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.head_expected = nn.Linear(dim, k)
         self.head_instance = InstanceHead(dim, heads)
@@ -285,7 +285,7 @@ class GlimpseAndPatches(nn.Module):
         features = torch.cat([look.features for look in looks])
         glimpse_token = self.embed(self.encoder.project(features).float()) + self.whole
         alone = self.head_instance(f, tokens.patches[:, : f.shape[1]])
-        logits, weight, remainder = self.relate(batch, glimpse_token, tokens)
+        logits, weight, remainder = self.relate_and_pool(batch, glimpse_token, tokens)
         logits, further = self.combine_answers(alone, logits)
         logits = self.trust(logits)
         overview = self.overview(torch.cat([look.overview for look in looks]), batch.left_out_fold)
@@ -313,7 +313,7 @@ class GlimpseAndPatches(nn.Module):
         logits: Tensor = self.head_expected(self.dropout(estimate))
         return logits
 
-    def relate(
+    def relate_and_pool(
         self, batch: Batch, glimpse_token: Float[Tensor, "b d"], tokens: Tokens
     ) -> PooledTokens:
         """Relate tokens to each other and to the glimpse, then pool the glimpse and the patches.
@@ -331,7 +331,7 @@ class GlimpseAndPatches(nn.Module):
             shown = numbers >= self.glimpse_dropout
         n = tokens.known.shape[1]
         centre_patch, extent_patch = batch.layout(tokens.regions, n)
-        pooled: tuple[Tensor, Tensor] = self.related(
+        pooled: tuple[Tensor, Tensor] = self.aggregator(
             torch.cat([tokens.vectors, glimpse_token.unsqueeze(1)], 1),
             torch.cat([tokens.known, shown], 1),
             functional.pad(centre_patch, (0, 0, 0, 1)),

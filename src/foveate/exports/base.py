@@ -18,12 +18,12 @@ class About:
     Attributes:
         image_id: id of the image.
         caption: the answer in words; may have several lines.
-        numbers: label, predicted label and numbers of the answer as texts, by name.
+        texts: label, predicted label and numbers of the answer as texts, by name.
     """
 
     image_id: str
     caption: str = ""
-    numbers: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class AbstractExport(abc.ABC):

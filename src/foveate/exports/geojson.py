@@ -44,7 +44,7 @@ class GeojsonExport(AbstractExport):
             evidence: boxes that the answer comes from; may be empty.
             about: texts about the answer.
         """
-        return json_text(build_geojson(image, evidence, metadata=about.numbers)).encode()
+        return json_text(build_geojson(image, evidence, metadata=about.texts)).encode()
 
 
 def build_geojson(

@@ -90,9 +90,10 @@ class Glimpse(GlimpseAndPatches, AbstractMethod):
         looks = batch.look(self.encoder)
         explore = self.explore if self.training else 0.0
         field = self.attend(batch, [look.maps for look in looks], explore=explore)
-        seen = self.choice(batch, field, training=self.training)
+        seen = self.choice.choose_cells(batch, field, training=self.training)
         f, valid = self.read(batch, seen.patches)
-        answer = self.answer_together(batch, looks, f, Tokens(f, valid, valid, seen.patches))
+        tokens = Tokens(vectors=f, known=valid, patches=valid, regions=seen.patches)
+        answer = self.answer_together(batch, looks, f, tokens)
         if not self.training:
             evidence = batch.evidence(seen.patches, answer.weight, remainder=answer.remainder)
             return Prediction(answer.logits, evidence)

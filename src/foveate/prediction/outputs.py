@@ -1,4 +1,20 @@
-"""The outputs of prediction: the table, the pictures, and the costs of reading."""
+"""The outputs of prediction: the table, the pictures, and the costs of reading.
+
+===========================  ================================================================
+function                     what it does
+===========================  ================================================================
+`predict_into`               predicts all images of a command; writes journal, pictures, table
+`predict_part`               predicts one part of them (``--part 2/5``); writes a journal and
+                             pictures, but no table
+`_predict_images`            predicts the images that have no answer yet, for both of these: in
+                             the workers of the job, or by `predict_cases` in this process
+`predict.predict_cases`      opens images in order, reading ahead, and yields an answer for each;
+                             writes nothing
+`predict.predict_one`        opens one image and returns its answer; writes nothing
+`workflows` `_predict_part`  the command with ``--part``: takes the lock of the part, then calls
+                             `predict_part`
+===========================  ================================================================
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from foveate.table import Case
 log = logging.getLogger("foveate")
 
 
-def add_files(
+def render_files(
     models: Ensemble,
     answer: Answer,
     image: AbstractImage,

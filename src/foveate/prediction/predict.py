@@ -30,7 +30,7 @@ from foveate.messages.display import OnProgress, within
 from foveate.methods.base import check_prediction
 from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
 from foveate.prediction.options import PredictOptions
-from foveate.prediction.pictures import add_files
+from foveate.prediction.pictures import render_files
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
 from foveate.table import Case
@@ -64,7 +64,7 @@ def predict_one(
     if not isinstance(case, Case):
         case = Case(Path(case).stem, Path(case).stem, Path(case))
     with open_one(models, case, device=device, assume_spacing_um=assume_spacing_um) as opened:
-        return _answer_together(models, opened)
+        return _predict_with_all(models, opened)
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def predict_cases(
         )
         outcome: AnswerOrFailure
         try:
-            outcome = _answer_together(models, opened, within(on_progress, done, len(cases)))
+            outcome = _predict_with_all(models, opened, within(on_progress, done, len(cases)))
         except FoveateError as error:
             # One file that cannot be read, or is too large, must not stop the others.
             if concerns_all_images(error):
@@ -202,7 +202,7 @@ class OpenCase:
     with_pictures: bool = False
 
 
-def _answer_together(
+def _predict_with_all(
     models: Ensemble,
     opened: OpenCase,
     on_progress: OnProgress | None = None,
@@ -225,11 +225,11 @@ def _answer_together(
         with draws:
             for i, member in enumerate(models.members):
                 member.method.to(opened.device)
-                answers.append(_answer_alone(member, opened, within(on_progress, i, n)))
+                answers.append(_predict_with_one(member, opened, within(on_progress, i, n)))
         averaged = _average(models, opened, answers, begun)
         if opened.options is None:
             return averaged
-        return add_files(
+        return render_files(
             models, averaged, opened.item.image, opened.options, with_pictures=opened.with_pictures
         )
 
@@ -243,7 +243,9 @@ def _seeded_draws(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _answer_alone(model: Model, opened: OpenCase, on_progress: OnProgress | None) -> ModelAnswer:
+def _predict_with_one(
+    model: Model, opened: OpenCase, on_progress: OnProgress | None
+) -> ModelAnswer:
     """Predict one open image with one model.
 
     Raises:

@@ -227,7 +227,7 @@ class Trainer:
                 self.method.train()
                 cases = self.steps.team.pick(groups[0])
                 for items in self.loader.ahead([cases]):
-                    self.steps.backward(cases, items, 0, store=store)
+                    self.steps.accumulate_gradients(cases, items, 0, store=store)
                 stepped = time.perf_counter()
                 self.steps.answer(fit.val[:1], fit.display.validation, store)
                 times.append((stepped - begun, time.perf_counter() - stepped))
@@ -296,7 +296,7 @@ class Trainer:
             begun = time.perf_counter()
             self._prepare_step(schedule, step, len(groups))
             on_progress = within(fit.display.step, step, len(groups))
-            self.steps.backward(groups[step], items, step, on_progress, store)
+            self.steps.accumulate_gradients(groups[step], items, step, on_progress, store)
             ends_update = (step + 1) % options.accumulate == 0 or step + 1 == len(groups)
             if ends_update:
                 self._update(horizon)

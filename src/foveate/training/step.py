@@ -90,7 +90,7 @@ class Steps:
         self.progress = Progress() if progress is None else progress
         self.set_aside = SetAsideMessages(on_message)
 
-    def backward(
+    def accumulate_gradients(
         self,
         cases: Sequence[Case],
         items: Sequence[Loaded],
