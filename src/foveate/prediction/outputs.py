@@ -11,9 +11,10 @@ function                     what it does
 `predict.predict_cases`      opens images in order, reading ahead, and yields an answer for each;
                              writes nothing
 `predict.predict_one`        opens one image and returns its answer; writes nothing
-`workflows` `_predict_part`  the command with ``--part``: takes the lock of the part, then calls
-                             `predict_part`
 ===========================  ================================================================
+
+The command ``predict --part`` is `foveate.workflows.predict._predict_part`, which takes the lock of
+the part and calls `predict_part`.
 """
 
 from __future__ import annotations
