@@ -52,7 +52,7 @@ def test_docstrings_are_parsed_correctly() -> None:
     """Parse the docstring of a method with known text."""
     part = find("methods", "downsampled")
     assert read_paragraphs(part)[""].startswith("The whole image shrunk")
-    assert list(read_paragraphs(part)) == ["", "Source", "Use when", "Cost"]
+    assert list(read_paragraphs(part)) == ["", "Source", "Differs", "Use when", "Cost"]
     assert read_meanings(part) == {
         "dropout": "rate of dropout before the linear layer that is trained from the start."
     }
