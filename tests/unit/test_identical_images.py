@@ -181,3 +181,14 @@ def test_joint_patients_state_all_their_names() -> None:
     assert names == dict.fromkeys("abc", "a + b + c")
     assert patient_names("a + b + c") == ("a + b + c", "a", "b", "c")
     assert patient_names("a") == ("a",)
+
+
+def test_a_table_of_copies_can_be_divided_and_is_warned_of(tmp_path: Path) -> None:
+    """Joined to two patients, the copies of two images could not be divided into three parts."""
+    rows = [(f"i{i:02d}.png", f"image {i % 2}", f"P{i}", "ab"[i % 2]) for i in range(12)]
+    table = read(tmp_path, rows)
+    assert len({case.patient_id for case in table.cases}) == 12
+    (note,) = [n for n in table.notes if "hold the bytes of another one" in n]
+    assert note.startswith("warning: 12 images hold the bytes")
+    assert "they stay apart" in note
+    assert "the scores say nothing about new images" in note

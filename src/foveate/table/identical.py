@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,9 @@ from foveate.table.types import Case, Row, SetAside
 from foveate.wording import several
 
 _JOINT = " + "
+
+_MIN_PATIENTS = 3
+"""Number of patients with one label that a split needs: one for each part."""
 
 Pair = tuple[Row, Case]
 
@@ -33,7 +37,9 @@ def settle_identical(pairs: Sequence[Pair]) -> Settled:
     """Compare the files of all cases, and settle those with the same bytes.
 
     Images whose labels contradict each other are set aside. Patients who share an image become one
-    patient, so that the image cannot lie on both sides of a split.
+    patient, so that the image cannot lie on both sides of a split. Where this would leave a
+    label half of its patients or less, and too few for a split, as in a table of copies, they stay
+    apart, and a note warns.
 
     Args:
         pairs: rows of the table with their cases, each file once.
@@ -47,6 +53,8 @@ def settle_identical(pairs: Sequence[Pair]) -> Settled:
     aside = [_set_aside(pair, group) for group in contradictions for pair in group]
     left_out = {case.path for group in contradictions for _, case in group}
     names = join_patients([[case.patient_id for _, case in group] for group in joint])
+    few = _leaves_too_few([case for _, case in pairs if case.path not in left_out], names)
+    names = {} if few else names
     cases = tuple(
         replace(case, patient_id=names.get(case.patient_id, case.patient_id))
         for _, case in pairs
@@ -69,6 +77,23 @@ def join_patients(groups: Iterable[Sequence[str]]) -> dict[str, str]:
         joined = set(group).union(*(members.get(name, ()) for name in group))
         members |= dict.fromkeys(joined, joined)
     return {name: _JOINT.join(sorted(joined)) for name, joined in members.items()}
+
+
+def _leaves_too_few(cases: Sequence[Case], names: Mapping[str, str]) -> bool:
+    """Return whether a label has too few patients for a split, and half or less, once joined.
+
+    Args:
+        cases: the cases with the names of the table.
+        names: the joint name of a patient, by name.
+    """
+    apart, joined = defaultdict[str | None, set[str]](set), defaultdict[str | None, set[str]](set)
+    for case in cases:
+        apart[case.label].add(case.patient_id)
+        joined[case.label].add(names.get(case.patient_id, case.patient_id))
+    return any(
+        len(joined[k]) < _MIN_PATIENTS <= len(apart[k]) and 2 * len(joined[k]) <= len(apart[k])
+        for k in apart
+    )
 
 
 def patient_names(patient_id: str) -> tuple[str, ...]:
@@ -99,7 +124,14 @@ def _describe(
             f"warning: {sum(map(len, contradictions))} images set aside, for files with the same "
             f"bytes have different labels: {_list_groups(contradictions)}; keep the right rows"
         )
-    if joint:
+    if joint and not names:
+        yield (
+            f"warning: {sum(map(len, joint))} images hold the bytes of another one and count as "
+            f"different patients: {_list_groups(joint)}. Joined to one patient each, too few would "
+            "be left for a split, so they stay apart: images that are tested on were trained on "
+            "under another name, and the scores say nothing about new images"
+        )
+    elif joint:
         yield (
             f"warning: {sum(map(len, joint))} images hold the bytes of another one and count as "
             f"different patients: {_list_groups(joint)}. These {len(names)} patients are joined to "
