@@ -259,7 +259,7 @@ class Finder:
     def _below(self, value: str, name: str) -> list[Path]:
         """Return files of a name, with or without suffix, in the folders that the value names."""
         folders = value_folders(value)
-        foreign = _FOREIGN.match(value) is not None
+        foreign = _FOREIGN.match(value) is not None and not self._folder_exists(value)
         fitting = []
         for path in self._index().get(clean(name), []):
             lies_in = tuple(map(clean, path.absolute().parent.parts))
@@ -267,6 +267,13 @@ class Finder:
             if ends_with(lies_in, folders) or (foreign and ends_with(folders, inside)):
                 fitting.append(path)
         return fitting
+
+    def _folder_exists(self, value: str) -> bool:
+        """Return whether the folder that a path names is on this machine, so not foreign."""
+        try:
+            return (self.base / Path(value.replace("\\", "/")).expanduser()).parent.is_dir()
+        except (OSError, ValueError, RuntimeError):
+            return False
 
     def _index(self) -> dict[str, list[Path]]:
         """Return all files below the folder by their cleaned names, listed on first use."""
