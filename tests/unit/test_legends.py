@@ -88,5 +88,5 @@ def test_a_kept_frozen_start_is_stated_instead_of_changes_of_zero(tmp_path):
     metrics["gain"] = {name: {"value": 0.0, "lo": 0.0, "hi": 0.0} for name in metrics["gain"]}
     write_json(run / "metrics.json", metrics)
     text = page_of(run).visible_text()
-    assert "The frozen start was kept in every fold" in text
+    assert "The frozen start was kept: no answer" in text
     assert "+0.000" not in text

@@ -30,6 +30,8 @@ _SAMPLED = 1 << 20
 _CACHE_BYTES = 1 << 30
 _AT_ONCE_BYTES = 1 << 28
 """Packed volumes up to this size are unpacked at once; larger ones in two passes, by slabs."""
+_MAX_SURPLUS_BYTES = 1 << 20
+"""Bytes behind the voxels of a packed file that are unpacked to reach its checksum."""
 _MAX_PACKING = 200
 """The largest ratio of voxels to packed bytes beyond a gigabyte (gzip reaches 1032)."""
 
@@ -195,9 +197,9 @@ class NiftiReader(AbstractReader):
             self._read_exactly(stream, 0)
 
     def _read_exactly(self, stream: IO[bytes], n_bytes: int) -> bytes:
-        """Read a number of bytes of a packed file, or with 0 read on to check its checksum."""
+        """Read a number of bytes of a packed file, or with 0 the rest, to check its checksum."""
         try:
-            content = stream.read(n_bytes or 1)
+            content = stream.read(n_bytes or _MAX_SURPLUS_BYTES)
         except (OSError, EOFError, zlib.error) as error:
             raise UnreadableImage(f"{self.path}: cannot be unpacked{AGAIN}") from error
         if len(content) < n_bytes:

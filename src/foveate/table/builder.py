@@ -188,6 +188,17 @@ class CaseBuilder:
         if not pairs:
             raise TableError(self._no_file_message(rows))
         self.notes.append(f"{len(pairs)} of {len(rows)} rows have their file")
+        foreign = [
+            f"row {row.number} '{row.cells[column]}' is {path.name}"
+            for row, path in pairs
+            if self.finder.is_foreign(row.cells[column])
+        ]
+        if foreign:
+            self.notes.append(
+                f"warning: {len(foreign)} paths name folders that are not on this machine; their "
+                f"files are taken from {self.finder.base} by the end of the path: "
+                f"{several(foreign)}"
+            )
         missing = [f"row {s.row} '{s.path}'" for s in self.set_aside]
         missing = [place for place in missing if place not in no_files]
         if missing:

@@ -259,7 +259,7 @@ class Finder:
     def _below(self, value: str, name: str) -> list[Path]:
         """Return files of a name, with or without suffix, in the folders that the value names."""
         folders = value_folders(value)
-        foreign = _FOREIGN.match(value) is not None and not self._folder_exists(value)
+        foreign = self.is_foreign(value)
         fitting = []
         for path in self._index().get(clean(name), []):
             lies_in = tuple(map(clean, path.absolute().parent.parts))
@@ -268,12 +268,14 @@ class Finder:
                 fitting.append(path)
         return fitting
 
-    def _folder_exists(self, value: str) -> bool:
-        """Return whether the folder that a path names is on this machine, so not foreign."""
-        try:
-            return (self.base / Path(value.replace("\\", "/")).expanduser()).parent.is_dir()
-        except (OSError, ValueError, RuntimeError):
+    def is_foreign(self, value: str) -> bool:
+        """Return whether a value is the path of another machine: its folder is not on this one."""
+        if not _FOREIGN.match(value):
             return False
+        try:
+            return not (self.base / Path(value.replace("\\", "/")).expanduser()).parent.is_dir()
+        except (OSError, ValueError, RuntimeError):
+            return True
 
     def _index(self) -> dict[str, list[Path]]:
         """Return all files below the folder by their cleaned names, listed on first use."""

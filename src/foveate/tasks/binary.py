@@ -18,7 +18,7 @@ from foveate.wording import did_you_mean
 
 _NEGATIVE = (
     *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
-    *("wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
+    *("-", "wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
 )
 
 
@@ -99,4 +99,10 @@ def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str
                 f"task.positive: no label '{positive}'.{did_you_mean(positive, classes)}"
             )
         return (*(c for c in classes if c != positive), positive)
-    return tuple(sorted(classes, key=lambda c: (c.lower().replace("-", "_") not in _NEGATIVE, c)))
+    return tuple(sorted(classes, key=lambda c: (not _is_negative(c), c)))
+
+
+def _is_negative(word: str) -> bool:
+    """Return whether a label is a common word for a negative finding."""
+    small = word.lower()
+    return small in _NEGATIVE or small.replace("-", "_") in _NEGATIVE

@@ -161,7 +161,7 @@ def tabulate_confusion(
             f"Called {classes[-1]} from a probability of {_join(thresholds, 3)}, chosen on "
             "the inner validation part."
         )
-    return [ShadedTable("Confusion matrix", "predicted", "true", "found", classes, rows, note)]
+    return [ShadedTable("Confusion matrix", "predicted", "true", "recall", classes, rows, note)]
 
 
 def describe_temperatures(temperatures: Sequence[float]) -> list[str]:
