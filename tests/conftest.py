@@ -41,6 +41,7 @@ TINY = SlideSpec(
 SMALL_RUN = (
     *("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16"),
     *("--view.patch-px", "64", "--view.spacing-um", "0.5", "--view.glimpse-spacing-um", "16"),
+    *("--heatmaps", "1"),
 )
 """Flags of a training that takes seconds on the slides of `tiny_cohort`."""
 

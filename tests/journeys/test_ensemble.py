@@ -28,7 +28,7 @@ Command = Callable[..., Completed]
 THREE = (
     *SMALL_RUN,
     *("--method", "glimpse", "--method.patches", "4", "--method.eval-patches", "6"),
-    *("--folds", "3", "--epochs", "2", "--heatmaps", "1"),
+    *("--folds", "3", "--epochs", "2"),
     *("--train.batch-size", "2", "--train.checkpoint-seconds", "0.05"),
 )
 N = 3

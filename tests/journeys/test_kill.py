@@ -157,7 +157,7 @@ def test_ten_kills_change_nothing(tiny_cohort: Path, undisturbed: Path, tmp_path
     assert_same_end(run, undisturbed)
 
 
-def test_an_interruption_and_three_kills_change_nothing(
+def test_an_interruption_and_two_kills_change_nothing(
     tiny_cohort: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -168,6 +168,6 @@ def test_an_interruption_and_three_kills_change_nothing(
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("interrupted. The same command continues")
     assert not (run / "fold_0" / "model").exists()
-    in_training = kill_and_resume(tiny_cohort, run, (STAGES[4], STAGES[6], STAGES[9]), seed=2)
-    assert len(in_training) >= 2, in_training
+    in_training = kill_and_resume(tiny_cohort, run, (STAGES[6], STAGES[9]), seed=2)
+    assert in_training
     assert_same_end(run, undisturbed)

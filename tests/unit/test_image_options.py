@@ -47,7 +47,7 @@ CUBES = (facts(28, 28, 28, spacing=1000.0, kind="volume"),)
         (SLIDES, 64, (32, 64, 256)),
         (RADIOGRAPHS, 0, (11, 23, 119)),
         (BIOPSIES, 0, (11, 23, 84)),
-        (THUMBNAILS, 0, (2, 4, 4)),
+        (THUMBNAILS, 0, (1, 2, 2)),
         (SCANS, 0, (18, 36, 183)),
         (CUBES, 0, (1, 2, 2)),
     ],

@@ -31,9 +31,9 @@ class Limits(NamedTuple):
 
 
 LIMITS = {
-    "patches": Limits(32, 600_000, 1, 2),
-    "eval_patches": Limits(64, 1_200_000, 2, 4),
-    "survey": Limits(256, 6_000_000, 2, 4),
+    "patches": Limits(32, 600_000, 1, 1),
+    "eval_patches": Limits(64, 1_200_000, 2, 2),
+    "survey": Limits(256, 6_000_000, 2, 2),
 }
 """Limits by the options of methods that draw patches; an option of 0 lets the images decide."""
 
