@@ -19,7 +19,7 @@ from foveate._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from foveate.api.classifier import Classifier, NotFitted
-    from foveate.api.commands import demo, doctor, list_methods, train
+    from foveate.api.commands import compare, demo, doctor, list_methods, train
     from foveate.api.explanation import Explanation
     from foveate.errors import FoveateError
     from foveate.messages.display import ProgressUpdate
@@ -42,6 +42,7 @@ _WHERE = {
     "ProgressUpdate": "foveate.messages.display",
     "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
+    "compare": "foveate.api.commands",
     "demo": "foveate.api.commands",
     "describe_method": "foveate.workflows.catalogue",
     "doctor": "foveate.api.commands",
@@ -65,6 +66,7 @@ __all__ = [
     "ProgressUpdate",
     "RunOptions",
     "add_plugin_folder",
+    "compare",
     "demo",
     "describe_method",
     "doctor",

@@ -17,6 +17,8 @@ PARTS: Final = ("method", "encoder", "task")
 """Keys of the config that name a part; the options of a part are a section too."""
 
 METHOD: Final = "glimpse"
+COMPARED_METHODS: Final = ("glimpse", "abmil", "downsampled")
+"""Methods that `compare` trains where none are named."""
 ENCODER: Final = "auto"
 ENCODER_BY_AXES: Final = {2: "lite0", 3: "slices"}
 """The encoder that ``auto`` stands for, by number of image axes."""

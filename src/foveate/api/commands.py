@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import defaults
 from foveate.api.settings import merge_config, nest_options
+from foveate.errors import OptionError
 from foveate.messages.display import Display, OnUpdate, as_display
 from foveate.parts import find, names
 from foveate.runs.config import build_config
@@ -21,6 +22,7 @@ from foveate.table.frames import store_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from foveate.workflows.compare import Comparison
     from foveate.workflows.demo import DemoResult
     from foveate.workflows.doctor import Finding
     from foveate.workflows.train import RunResult
@@ -74,6 +76,58 @@ def train(
     result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
     return result
+
+
+def compare(
+    what: Table | Sequence[Path | str],
+    out: Path | str,
+    options: RunOptions | None = None,
+    *,
+    methods: Sequence[str] = defaults.COMPARED_METHODS,
+    config: Mapping[str, Any] | Path | str | None = None,
+    on_progress: OnUpdate | Display | None = None,
+    **more: Any,
+) -> Comparison:
+    """Train several methods on the same patients and splits, and compare them in pairs.
+
+    The same call continues a comparison that was stopped.
+
+    Args:
+        what: a table, as in `train`; or folders of runs that are trained already, at least two.
+        out: folder of the comparison; with a table it holds a run for each method.
+        options: columns of the table, folds and so on, the same for all methods.
+        methods: names of the methods; the others are compared with the first.
+        config: a YAML file or nested values; `options` and `more` override it.
+        on_progress: called with the progress of the work.
+        more: further options, as in `train`.
+
+    Returns:
+        The rows and differences of ``comparison.json``.
+
+    Raises:
+        OptionError: fewer than two methods or runs, or options for runs that are trained already.
+        FoveateError: another error that the caller can correct.
+
+    Example:
+        >>> foveate.compare("labels.csv", "study", methods=("mil_mean", "downsampled"), epochs=0)
+        Comparison study: …
+    """
+    from foveate.workflows.compare import compare_methods, compare_runs
+
+    out, display = Path(out), as_display(on_progress)
+    nested = nest_options(asdict(options or RunOptions()) | more)
+    if isinstance(what, Sequence) and not isinstance(what, str):
+        if nested or config is not None:
+            raise OptionError(
+                "options of training have no effect on runs that are trained already: leave them "
+                "out, or give the table"
+            )
+        return compare_runs([Path(run) for run in what], out)
+    nested["table"] = store_table(what, out) | nested.get("table", {})
+    configs = {
+        name: build_config(merge_config(config, nested | {"method": name})) for name in methods
+    }
+    return compare_methods(configs, out, display)
 
 
 def demo(

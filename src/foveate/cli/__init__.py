@@ -150,6 +150,7 @@ def cli(ctx: click.Context, /) -> None:
 for command in (
     demo,
     commands.train,
+    commands.compare,
     commands.predict,
     commands.evaluate,
     commands.methods,

@@ -1,4 +1,4 @@
-"""The commands train, predict, evaluate, methods and doctor."""
+"""The commands train, compare, predict, evaluate, methods and doctor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from foveate import defaults
 from foveate.cli.flags import option_flags, plugins_flag
 from foveate.cli.results import print_next, print_set_aside
 from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned
 from foveate.errors import OptionError
-from foveate.files.run_layout import PredictionLayout, RunLayout
+from foveate.files.run_layout import ComparisonLayout, PredictionLayout, RunLayout
 from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.runs.options import RunOptions
 from foveate.workflows.words import describe_scores
@@ -52,6 +53,72 @@ def train(
     if "path" not in nested.get("table", {}):
         raise OptionError("no table: foveate train labels.csv --out RUN")
     return _train(nested, out)
+
+
+_COMPARE_HELP = """Compare methods on a TABLE, or RUNs that are trained already, in pairs.
+
+All methods are trained on the same patients with the same split. The frozen start of each method
+is compared as well. The same command continues a comparison that was stopped. Flags of sections,
+such as --train.lr 1e-4, apply to all methods.
+
+\b
+  foveate compare labels.csv --methods glimpse,abmil --out study
+  foveate compare runs/first runs/second --out study
+"""
+
+
+@click.command(
+    cls=Sectioned,
+    help=_COMPARE_HELP,
+    short_help="Compare methods on a TABLE, or RUNs that are trained already.",
+)
+@click.argument("sources", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the comparison."
+)
+@click.option(
+    "--methods",
+    default=",".join(defaults.COMPARED_METHODS),
+    show_default=True,
+    help="Methods, comma-separated; the others are compared with the first.",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
+@option_flags(RunOptions, without=("method",))
+@plugins_flag
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    /,
+    sources: tuple[Path, ...],
+    out: Path,
+    methods: str,
+    config: Path | None,
+    **flags: Any,
+) -> int:
+    """Compare methods on a table, or runs that are trained already."""
+    import foveate
+    from foveate.api.settings import merge_config, nest_options
+    from foveate.cli.terminal import Terminal
+    from foveate.report.comparison import describe_comparison
+
+    chosen = nest_options({name: value for name, value in flags.items() if value is not False})
+    nested = merge_config(merge_config(config, chosen), ctx.obj) or None
+    are_runs = all(RunLayout(source).config.is_file() for source in sources)
+    if not are_runs and len(sources) > 1:
+        lacking = next(s for s in sources if not RunLayout(s).config.is_file())
+        raise OptionError(f"{lacking} is no run: give one table, or folders of trained runs")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    with Terminal() as terminal:
+        result = foveate.compare(
+            sources if are_runs else sources[0],
+            out,
+            methods=names,
+            config=nested,
+            on_progress=terminal,
+        )
+    click.echo(describe_comparison(result.content, result.task))
+    click.echo(f"\nreport:   {ComparisonLayout(out).page}")
+    return PARTIAL if result.n_set_aside else OK
 
 
 @click.command(short_help="Predict IMAGES (files, folders or a table) with the trained RUN.")

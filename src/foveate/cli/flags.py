@@ -66,13 +66,16 @@ class PartsOption(click.Option):
         return super().get_help_record(ctx)
 
 
-def option_flags(options: type[Any]) -> Callable[[_Command], _Command]:
+def option_flags(
+    options: type[Any], *, without: Sequence[str] = ()
+) -> Callable[[_Command], _Command]:
     """Return a decorator that gives a command a flag for each option that a dataclass declares.
 
     Args:
         options: a dataclass; see `foveate.parts.fields`.
+        without: names of options that the command lacks.
     """
-    flags = [_build_flag(option) for option in list_command_options(options)]
+    flags = [_build_flag(o) for o in list_command_options(options) if o.name not in without]
 
     def add(command: _Command) -> _Command:
         for flag in reversed(flags):

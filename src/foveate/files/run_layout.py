@@ -194,6 +194,26 @@ class RunLayout(AbstractLayout):
         yield from map(FoldLayout, sorted(folders, key=lambda p: (len(p.name), p.name)))
 
 
+class ComparisonLayout(AbstractLayout):
+    """The folder of ``compare``.
+
+    Attributes:
+        result: rows, and differences between them.
+        table: the rows, as a table.
+        page: the page.
+        figures: its figures.
+    """
+
+    result = _Entry("comparison.json")
+    table = _Entry("comparison.csv")
+    page = _Entry("comparison.html")
+    figures = _Entry("figures")
+
+    def run(self, name: str) -> RunLayout:
+        """Return the layout of the run of a method that ``compare`` trains."""
+        return RunLayout(self.folder / name)
+
+
 def fold_name(k: int) -> str:
     """Return the name of the folder of fold k, counted from 0."""
     return f"{_FOLD}{k}"

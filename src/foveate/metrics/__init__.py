@@ -6,7 +6,12 @@ the order of the task's classes; `target` is ``(n,)``, the number of each image'
 
 from __future__ import annotations
 
-from foveate.metrics.comparison import compare_scores, subtract_scores
+from foveate.metrics.comparison import (
+    adjust_p_values,
+    compare_scores,
+    pick_front,
+    subtract_scores,
+)
 from foveate.metrics.scores import MeasuredScore, score_all
 from foveate.metrics.shares import proportion_interval, wilson_interval
 from foveate.metrics.types import Difference, Score
@@ -16,10 +21,12 @@ __all__ = [
     "Difference",
     "MeasuredScore",
     "Score",
+    "adjust_p_values",
     "auroc",
     "calibration_bins",
     "compare_scores",
     "confusion",
+    "pick_front",
     "proportion_interval",
     "score_all",
     "subtract_scores",

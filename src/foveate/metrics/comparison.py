@@ -79,6 +79,47 @@ def subtract_scores(a: MeasuredScore, b: MeasuredScore, identical: bool) -> Diff
     return Difference(value, value - down, value + up, p_value, method, n)
 
 
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p values of several tests so that the chance of any false alarm stays bounded.
+
+    Args:
+        p_values: p values of the single tests.
+
+    Returns:
+        The adjusted p values in the same order; each is at least as large as its own.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65.
+
+    Example:
+        >>> adjust_p_values([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def pick_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of points than which no other is better and cheaper, cheapest first.
+
+    Args:
+        points: score, where larger is better, and cost of each point.
+
+    Example:
+        >>> pick_front([(0.9, 10.0), (0.8, 1.0), (0.7, 5.0)])
+        [1, 0]
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][0] > points[front[-1]][0]:
+            front.append(i)
+    return front
+
+
 def _combine_margins(p: float, q: float, correlation: float) -> float:
     return float(np.sqrt(max(p * p + q * q - 2 * correlation * p * q, 0.0)))
 

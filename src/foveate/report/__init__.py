@@ -1,8 +1,10 @@
-"""The report of a run: one self-contained page, made from the files of the run folder alone."""
+"""Reports: self-contained pages, made from the files of a run or of a comparison alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from foveate.tasks.base import AbstractTask
 
 
 def write_report(run: Path) -> Path:
@@ -20,6 +22,21 @@ def write_report(run: Path) -> Path:
     from foveate.report.page import write_page
 
     return write_page(Path(run))
+
+
+def write_comparison(folder: Path, task: AbstractTask) -> Path:
+    """Write ``comparison.html`` and ``figures/`` into the folder of a comparison.
+
+    Args:
+        folder: folder with ``comparison.json``.
+        task: task of the runs, which gives the scores their names.
+
+    Returns:
+        Path of the page.
+    """
+    from foveate.report.comparison import write_comparison_page
+
+    return write_comparison_page(folder, task)
 
 
 def write_progress(run_fold: Path) -> None:

@@ -6,34 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate._version import __version__
 from foveate.files.atomic import write_text
 from foveate.files.run_layout import RunLayout
-from foveate.presentation import Chart, write_count, write_decimals, write_percent
+from foveate.presentation import Chart
 from foveate.report import sections
 from foveate.report.figures import Drawn, describe_training, plot_training, render
 from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
+from foveate.report.template import fill_template
 
 _TEMPLATE = "page.html.j2"
 
 
 def write_page(folder: Path) -> Path:
     """Read the run folder, draw the figures, fill the template, and return the path of the page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    run = read_run(folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": write_percent, "decimals": write_decimals}
-    environment.globals["counted"] = write_count
-    page = RunLayout(folder).report
-    write_text(page, environment.get_template(_TEMPLATE).render(**_collect_values(run)))
+    run, page = read_run(folder), RunLayout(folder).report
+    write_text(page, fill_template(_TEMPLATE, _collect_values(run)))
     return page
 
 
@@ -41,7 +29,6 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
     task, points = run.task, run.points
     charts = [] if task is None else task.charts(run.predictions, run.metrics, points)
     return {
-        "version": __version__,
         "name": run.folder.resolve().name,
         "problems": run.problems,
         "headline": sections.build_headline(run),

@@ -337,5 +337,7 @@ def _save_trained(trainer: Trainer, layout: FoldLayout, provenance: Mapping[str,
 
 
 def _sum_training_cost(progress: Progress) -> dict[str, float]:
+    """Sum the cost of all epochs, and of what came after the last one or without any."""
     keys = ("seconds", "seconds_reading", "seconds_computing", "decoded_px", "asked_px")
-    return {key: sum(row[key] for row in progress.history) for key in keys}
+    rows = [*progress.history, progress.running()]
+    return {key: sum(row[key] for row in rows) for key in keys}
