@@ -67,8 +67,8 @@ def test_page_fits_and_shows_everything(width, tmp_path):
     measured = json.loads(unescape(match[1]))
     assert measured["width"] <= width
     assert (measured["pictures"], measured["broken"], measured["fetched"]) == (12, 0, [])
-    assert measured["sections"] == 10
-    assert measured["scripts"] == 0
+    assert measured["sections"] == 11
+    assert measured["scripts"] == 1
 
 
 def test_page_is_not_blank(tmp_path):

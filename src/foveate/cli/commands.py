@@ -151,7 +151,7 @@ def predict(run: Path, images: tuple[Path, ...], out: Path, **options: Any) -> i
         doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
         click.echo(f"{row['image_id']}: {row['predicted']}  ({numbers}){doubt}")
     files = PredictionLayout(out)
-    click.echo(f"\nwritten: {files.predictions}, pictures in {files.heatmaps_folder}")
+    click.echo(f"\nwritten: {files.predictions}, {files.page}, pictures in {files.heatmaps_folder}")
     return print_set_aside(len(summary.failed), out)
 
 
@@ -181,7 +181,7 @@ def evaluate(run: Path, table: Path, out: Path, **options: Any) -> int:
     if chosen.audit_layout:
         click.echo(f"  {metrics['layout']['summary']}")
     files = PredictionLayout(out)
-    click.echo(f"\nwritten: {files.metrics}, {files.predictions}")
+    click.echo(f"\nwritten: {files.metrics}, {files.predictions}, {files.page}")
     return print_set_aside(len(evaluation.failed), out)
 
 

@@ -64,6 +64,8 @@ class PredictionLayout(AbstractLayout):
         models: which models answered.
         quarantine: images and rows that were set aside.
         heatmaps_folder: evidence and pictures.
+        page: the page of the answers.
+        figures: figures of the page.
     """
 
     journal = _Entry("answers.jsonl")
@@ -74,6 +76,8 @@ class PredictionLayout(AbstractLayout):
     cost = _Entry("cost.json")
     quarantine = _Entry("quarantine.csv")
     heatmaps_folder = _Entry("heatmaps")
+    page = _Entry("predictions.html")
+    figures = _Entry("figures")
 
     @property
     def heatmaps(self) -> HeatmapLayout:

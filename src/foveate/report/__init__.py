@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveate.runs.models import Ensemble
 from foveate.tasks.base import AbstractTask
 
 
@@ -37,6 +38,21 @@ def write_comparison(folder: Path, task: AbstractTask) -> Path:
     from foveate.report.comparison import write_comparison_page
 
     return write_comparison_page(folder, task)
+
+
+def write_predictions(folder: Path, models: Ensemble) -> Path:
+    """Write ``predictions.html`` into a folder of predictions, and the figures of its scores.
+
+    Args:
+        folder: folder with ``predictions.csv``; with ``metrics.json`` where labels were scored.
+        models: the models that answered.
+
+    Returns:
+        Path of the page.
+    """
+    from foveate.report.predictions import write_predictions_page
+
+    return write_predictions_page(folder, models)
 
 
 def write_progress(run_fold: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from foveate.files.atomic import write_aside
 from foveate.files.run_layout import fold_number
-from foveate.presentation import CYCLE, add_legend, write_fold
+from foveate.presentation import CYCLE, Chart, add_legend, write_fold
 from foveate.report.progress import (
     find_score_column,
     fit_losses,
@@ -85,6 +85,24 @@ def render(
         figure.savefig(out, format="svg", metadata={"Date": None})
     data = base64.b64encode(out.getvalue()).decode("ascii")
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
+
+
+def render_charts(charts: Sequence[Chart], folder: Path) -> list[tuple[Chart, Drawn | None]]:
+    """Draw the figures of a task; None stands for one whose data is missing.
+
+    Args:
+        charts: the figures.
+        folder: folder of the PNG files.
+    """
+    return [
+        (
+            chart,
+            None
+            if chart.plot is None
+            else render(chart.plot, folder / f"{chart.name}.png", chart.alt),
+        )
+        for chart in charts
+    ]
 
 
 def plot_training(figure: Figure, folds: list[FoldFiles]) -> None:

@@ -8,9 +8,15 @@ from typing import Any
 
 from foveate.files.atomic import write_text
 from foveate.files.run_layout import RunLayout
-from foveate.presentation import Chart
 from foveate.report import sections
-from foveate.report.figures import Drawn, describe_training, plot_training, render
+from foveate.report.answers import build_answers
+from foveate.report.figures import (
+    Drawn,
+    describe_training,
+    plot_training,
+    render,
+    render_charts,
+)
 from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
 from foveate.report.template import fill_template
@@ -28,12 +34,14 @@ def write_page(folder: Path) -> Path:
 def _collect_values(run: RunFiles) -> dict[str, Any]:
     task, points = run.task, run.points
     charts = [] if task is None else task.charts(run.predictions, run.metrics, points)
+    folder = RunLayout(run.folder).heatmaps_folder
+    heatmaps = list_heatmaps(folder, run.heatmaps, run.predictions, task)
     return {
         "name": run.folder.resolve().name,
         "problems": run.problems,
         "headline": sections.build_headline(run),
         "cost": sections.build_cost(run),
-        "scores": sections.build_score_rows(run),
+        "scores": sections.build_score_rows(run.metrics, task),
         "score_titles": sections.list_score_titles(run),
         "bar_note": "" if task is None else task.bar_note,
         "pooling": str(run.metrics.get("pooling") or ""),
@@ -45,11 +53,10 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "only_frozen": sections.answers_by_frozen_start(run),
         "notes": [] if task is None else task.notes(points),
         "localisation": sections.summarise_localisation(run),
-        "charts": [(chart, _render_chart(run, chart)) for chart in charts],
+        "charts": render_charts(charts, RunLayout(run.folder).figures),
         "training": _render_training(run),
-        "heatmaps": list_heatmaps(
-            RunLayout(run.folder).heatmaps_folder, run.heatmaps, run.predictions, task
-        ),
+        "heatmaps": heatmaps,
+        "answers": build_answers(run.predictions, heatmaps, task),
         "order": "" if task is None else task.order,
         "reading": () if task is None else task.reading,
         "n_heatmaps": len(run.heatmaps),
@@ -60,13 +67,6 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "answering": sections.describe_answering(run),
         "commands": sections.list_commands(run),
     }
-
-
-def _render_chart(run: RunFiles, chart: Chart) -> Drawn | None:
-    """Draw a figure of the task; return None where its data is missing."""
-    if chart.plot is None:
-        return None
-    return render(chart.plot, RunLayout(run.folder).figures / f"{chart.name}.png", chart.alt)
 
 
 def _render_training(run: RunFiles) -> Drawn | None:

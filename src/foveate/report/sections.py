@@ -19,6 +19,7 @@ from foveate.presentation import (
     write_pixels,
 )
 from foveate.report.run_files import RunFiles
+from foveate.tasks.base import AbstractTask
 
 _MIN_PATIENTS = 30
 _SPLIT_PARTS = ("train", "val", "test")
@@ -108,14 +109,19 @@ def build_cost(run: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def build_score_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the scores with intervals, and bars for those with a worst and a best value."""
-    if run.task is None:
+def build_score_rows(metrics: Mapping[str, Any], task: AbstractTask | None) -> list[dict[str, Any]]:
+    """Return the scores with intervals, and bars for those with a worst and a best value.
+
+    Args:
+        metrics: content of ``metrics.json``.
+        task: task that names the scores; None where it is not known.
+    """
+    if task is None:
         return []
-    rows, stored, words = [], pick_scores(run.metrics), run.task.words
+    rows, stored, words = [], pick_scores(metrics), task.words
     for name in [*(n for n in words if n in stored), *(n for n in stored if n not in words)]:
         score = stored[name]
-        about = words.get(name, ScoreWords(run.task.title(name), "", span=None))
+        about = words.get(name, ScoreWords(task.title(name), "", span=None))
         rows.append(
             {
                 "title": about.title,

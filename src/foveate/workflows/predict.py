@@ -27,6 +27,7 @@ from foveate.prediction.outputs import PredictionJob, Summary, predict_into, pre
 from foveate.prediction.predict import open_loader
 from foveate.prediction.worker_choice import open_workers
 from foveate.readers import is_image_folder
+from foveate.report import write_predictions
 from foveate.runs.folder import check_out, log_into, make_quarantine_row, write_rows
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
@@ -98,6 +99,7 @@ def predict(
         return _predict_part(command, table, part)
     with _lock_output(out, display):
         summary = _predict(command, table)
+        write_predictions(out, command.models)
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
         raise UnreadableImage(f"no image could be predicted; the first: {first}")
@@ -172,15 +174,15 @@ def evaluate(
     with _lock_output(out, display):
         summary = _predict(command, read)
         if not summary.rows:
-            raise TableError(
-                f"no image of {path} could be predicted; see {PredictionLayout(out).quarantine}"
-            )
+            listed = PredictionLayout(out).quarantine
+            raise TableError(f"no image of {path} could be predicted; see {listed}")
         display.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
         if options.audit_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(PredictionLayout(out).metrics, metrics)
+        write_predictions(out, models)
     return Evaluation(metrics, summary.failed)
 
 
