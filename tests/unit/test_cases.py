@@ -12,6 +12,7 @@ from foveate.table import (
     LabelRules,
     NamedColumns,
     cases_from_folder,
+    check_new_names,
     read_cases,
     with_known_labels,
 )
@@ -155,7 +156,7 @@ def test_spacing_per_axis_and_in_one_cell(tmp_path: Path) -> None:
     assert [c.spacing_um for c in read_cases(path).cases] == [(5.0, 0.5, 0.25), (2.5, 2.5)]
 
 
-@pytest.mark.parametrize("value", ["wide", "0", "-1", "inf", "0.5um"])
+@pytest.mark.parametrize("value", ["wide", "0", "-1", "inf", "0.5in"])
 def test_nonsense_spacing_names_file_row_and_value(tmp_path: Path, value: str) -> None:
     path = table(tmp_path, f"path,label,mpp\na.tif,0,0.5\nb.tif,1,{value}\n", "a.tif", "b.tif")
     with pytest.raises(TableError, match=rf"labels.csv, row 3, column 'mpp': got '{value}'"):
@@ -359,24 +360,25 @@ def classes(*names: str) -> MulticlassTask:
     return MulticlassTask(classes=names)
 
 
-def four_labels(tmp_path: Path) -> CaseTable:
+def four_labels(tmp_path: Path, rules: LabelRules | None = None) -> CaseTable:
     rows = "path,label\n" + "".join(f"{i}.tif,{name}\n" for i, name in enumerate("abxybx"))
-    return read_cases(table(tmp_path, rows, *(f"{i}.tif" for i in range(6))))
+    return read_cases(table(tmp_path, rows, *(f"{i}.tif" for i in range(6))), labels=rules)
 
 
 def test_unknown_labels_are_left_out_and_counted(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
-    table = with_known_labels(read, classes("a", "b"), {})
+    table = with_known_labels(read, classes("a", "b"))
     assert ids(table) == ["0", "1", "4"]
     assert "3 of 6 rows left out" in table.notes[-1]
     assert "'x' 2, 'y' 1; it knows a, b" in table.notes[-1]
     assert [row.image_id for row in table.set_aside] == ["2", "3", "5"]
     assert "label 'x' is none of a, b" in table.set_aside[0].reason
-    assert with_known_labels(read, classes(*"abxy"), {}) == read
+    assert with_known_labels(read, classes(*"abxy")) == read
 
 
 def test_labels_are_renamed(tmp_path: Path) -> None:
-    table = with_known_labels(four_labels(tmp_path), classes("a", "b"), {"x": "a", "y": "b"})
+    rules = LabelRules(known=("a", "b"), renamed={"x": "a", "y": "b"}, for_training=False)
+    table = four_labels(tmp_path, rules)
     assert [case.label for case in table.cases] == list("ababba")
     assert not table.set_aside
 
@@ -384,8 +386,8 @@ def test_labels_are_renamed(tmp_path: Path) -> None:
 def test_a_label_is_renamed_to_a_class_only(tmp_path: Path) -> None:
     read = four_labels(tmp_path)
     with pytest.raises(OptionError, match="--map x=c: the model knows no 'c'"):
-        with_known_labels(read, classes("a", "b"), {"x": "c"})
+        check_new_names({"x": "c"}, classes("a", "b"))
     with pytest.raises(OptionError, match="--map z=a: the table has no label 'z'"):
-        with_known_labels(read, classes("a", "b"), {"z": "a"})
+        four_labels(tmp_path, LabelRules(renamed={"z": "a"}))
     with pytest.raises(TableError, match="holds no label that the model knows: 'a' 1, 'b' 2"):
-        with_known_labels(read, classes("tumour", "normal"), {})
+        with_known_labels(read, classes("tumour", "normal"))

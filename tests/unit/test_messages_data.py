@@ -35,7 +35,7 @@ from foveate.table import Case, Splits, cases_from_folder, make_splits, read_cas
 from foveate.table.files import Finder
 from foveate.table.folds import split_hash
 from foveate.table.sheet import read_sheet
-from foveate.table.spacing import parse_spacing
+from foveate.table.spacing import SpacingCells
 from foveate.training.loop import Trainer
 from helpers.images import PyramidImage
 
@@ -249,7 +249,8 @@ def test_folders_and_files_of_tables(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"several files: .* and .*; write its folder before it"):
         Finder(tmp_path).find("a")
     words = "row 1: got 'x', expected micrometres per pixel from"
-    refused(words, lambda: parse_spacing("x", "row 1", Path("a.tif")))
+    cells = SpacingCells([("x", Path("a.tif"))])
+    refused(words, lambda: cells.parse("x", "row 1", Path("a.tif")))
 
 
 CASES = [

@@ -121,7 +121,7 @@ def test_rows_without_a_number_are_set_aside_and_reported(tmp_path: Path) -> Non
     read = read_cases(
         path, columns=NamedColumns(label="size"), labels=LabelRules(task="regression")
     )
-    table = with_known_labels(read, TASK, {})
+    table = with_known_labels(read, TASK)
     assert len(table.cases) == 6
     assert [row.reason for row in table.set_aside] == ["label 'large' is none of numbers"]
     assert "1 of 7 rows left out" in table.notes[-1]

@@ -512,7 +512,11 @@ def test_an_event_without_a_time_is_a_class(tmp_path: Path) -> None:
 
 
 def test_labels_that_differ_in_capitals_or_dashes_are_reported(tmp_path: Path) -> None:
-    read = read_cases(read_labels(tmp_path, ["high grade", "High-grade", "HER2+", "HER2-"]))
+    labels = ("high grade", "High-grade", "HER2+", "HER2-")
+    path = read_labels(tmp_path, list(labels))
+    with pytest.raises(TableError, match=r"--map 'high grade=High-grade' if they mean the same"):
+        read_cases(path)
+    read = read_cases(path, labels=LabelRules(wanted=labels))
     assert len([note for note in read.notes if "capitals, blanks or dashes" in note]) == 2
 
 

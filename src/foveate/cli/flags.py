@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from foveate.cli.words import parse_pairs
 from foveate.parts import PartKind, add_plugin_folder, list_kinds
 from foveate.parts import names as list_names
 from foveate.parts.fields import CommandOption, list_command_options
+from foveate.parts.options import parse_pairs
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _HIDDEN: Mapping[str, Sequence[str]] = {"encoders": ("timm",)}

@@ -1,8 +1,7 @@
-"""Exit codes, and the parsing of flags of the form ``--section.key`` and ``OLD=NEW``."""
+"""Exit codes, and the parsing of flags of the form ``--section.key``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -64,22 +63,3 @@ def _put_reader(into: dict[str, Any], key: str, name: str, value: str) -> None:
 
 def _suggest_section(section: str) -> str:
     return did_you_mean(section, _SECTIONS)
-
-
-def parse_pairs(texts: Iterable[str], flag: str) -> dict[str, str]:
-    """Parse texts of the form ``OLD=NEW`` into a dictionary.
-
-    Args:
-        texts: texts of the form ``OLD=NEW``.
-        flag: the flag that took them, for messages.
-
-    Raises:
-        OptionError: a text has no ``=``, or one side is empty.
-    """
-    parsed = {}
-    for text in texts:
-        old, mark, new = text.partition("=")
-        if not (mark and old.strip() and new.strip()):
-            raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
-        parsed[old.strip()] = new.strip()
-    return parsed

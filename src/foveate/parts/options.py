@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, Unpack
 
@@ -173,6 +173,8 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
         return _parse(value, next(a for a in args if a is not type(None)), key, limits)
     if origin is Literal:
         return _choose(value, args, key)
+    if origin is dict:
+        return _parse_pairs(value, key)
     if origin is tuple:
         return tuple(_parse(p, args[0], key, limits) for p in _items(value, key))
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
@@ -184,6 +186,38 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
         limits.check(number, key)
         return number
     return _parse_text(value, key) if kind is str else value
+
+
+def parse_pairs(texts: Iterable[str], flag: str) -> dict[str, str]:
+    """Parse texts of the form ``OLD=NEW`` into a dictionary.
+
+    Args:
+        texts: texts of the form ``OLD=NEW``; NEW may be empty.
+        flag: the flag that took them, for messages.
+
+    Raises:
+        OptionError: a text has no ``=``, the left side is empty, or stands twice.
+    """
+    parsed: dict[str, str] = {}
+    for text in texts:
+        old, mark, new = text.partition("=")
+        if not (mark and old.strip()):
+            raise OptionError(f"{flag}: got '{text}', expected OLD=NEW")
+        if parsed.setdefault(old.strip(), new.strip()) != new.strip():
+            raise OptionError(f"{flag}: got two new names of '{old.strip()}', expected one")
+    return parsed
+
+
+def _parse_pairs(value: Any, key: str) -> dict[str, str]:
+    """Parse pairs of texts: a section of YAML, or one text ``OLD=NEW``."""
+    if isinstance(value, str):
+        return parse_pairs([value], key)
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{key}: got '{value}', expected a section of labels and new names")
+    return {
+        _parse_text(old, key): "" if new is None else _parse_text(new, key)
+        for old, new in value.items()
+    }
 
 
 def _choose(value: Any, allowed: Sequence[Any], key: str) -> Any:

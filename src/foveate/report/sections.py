@@ -70,6 +70,8 @@ def _write_sentence(run: RunFiles, scores: dict[str, dict[str, Any]], n_folds: i
 
 def _list_cautions(run: RunFiles, scores: dict[str, dict[str, Any]]) -> list[str]:
     cautions = [] if run.task is None else run.task.cautions(scores)
+    if run.points and isinstance(assumed := run.points[0].get("assumptions"), list):
+        cautions += map(str, assumed)
     people = run.metrics.get("n_patients")
     if isinstance(people, int) and people < _MIN_PATIENTS:
         cautions.append(

@@ -28,6 +28,7 @@ _KEYS = (
         "provenance",
         "trained_on",
         "readers",
+        "renamed",
     ),
 )
 
@@ -43,9 +44,11 @@ class ModelCard:
         settled: what the task settled from the labels of the table, such as the classes.
         view: at which spacing and size patches and glimpses are read.
         assume_spacing_um: spacing assumed for slides that state none.
-        provenance: split hash, digest of the code, counts, validation score.
+        provenance: split hash, digest of the code, what was assumed about the labels, counts,
+            validation score.
         trained_on: facts about the images of the run; None in models of older versions.
         readers: options that readers opened the images with, by the name of the reader.
+        renamed: new name by label of the table of training; a table to evaluate is read alike.
     """
 
     method: str
@@ -60,6 +63,7 @@ class ModelCard:
     provenance: dict[str, Any] = field(default_factory=dict)
     trained_on: TrainedOn | None = None
     readers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def read_card(path: Path) -> tuple[ModelCard, str]:
@@ -95,12 +99,17 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
         if _has(fields, "trained_on")
         else None,
         readers=_read_readers(fields.part("readers")) if _has(fields, "readers") else {},
+        renamed=_read_renamed(fields.part("renamed")) if _has(fields, "renamed") else {},
     )
     return card, fields.text("sha256")
 
 
 def _read_readers(fields: Fields) -> dict[str, dict[str, Any]]:
     return {name: fields.options(name) for name in fields.plain()}
+
+
+def _read_renamed(fields: Fields) -> dict[str, str]:
+    return {label: fields.text(label, may_be_empty=True) for label in fields.plain()}
 
 
 def parse_view(fields: Fields) -> View:
@@ -162,6 +171,8 @@ def _read_provenance(fields: Fields) -> dict[str, Any]:
         fields.flag("refit")
     if _has(fields, "split_hash"):
         fields.text("split_hash")
+    if "assumptions" in fields:
+        fields.texts("assumptions", 0)
     for key in ("quarantined", "train"):
         if key in fields:
             fields.part(key)

@@ -31,6 +31,7 @@ class TableOptions:
         images: folder that paths in the table are relative to; by default the table's own.
         label, patient, image: names of columns, where they are not recognised.
         classes: keep only images of these labels (comma-separated).
+        renamed: new name by label of the table; an empty name means that the label is missing.
     """
 
     path: str
@@ -40,6 +41,7 @@ class TableOptions:
     patient: str | None = None
     image: str | None = None
     classes: tuple[str, ...] | None = None
+    renamed: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ def make_card(
         view=view,
         assume_spacing_um=config.view.assume_spacing_um,
         readers=config.reader_options,
+        renamed=config.table.renamed or {},
     )
 
 

@@ -30,6 +30,7 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         display: shows the notes.
 
     Raises:
+        OptionError: a label that is to be renamed does not occur.
         TableError: the table cannot be used.
     """
     options = config.table
@@ -38,7 +39,7 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(options.image, options.patient, options.label),
-        labels=LabelRules(wanted=options.classes, task=config.task),
+        labels=LabelRules(wanted=options.classes, task=config.task, renamed=options.renamed or {}),
         is_image=is_image_folder,
     )
     for note in table.notes:
@@ -59,7 +60,7 @@ def drop_unknown_labels(table: CaseTable, task: AbstractTask, display: Display) 
         task: the task.
         display: shows why rows are set aside.
     """
-    understood = with_known_labels(table, task, {})
+    understood = with_known_labels(table, task)
     for note in understood.notes[len(table.notes) :]:
         display.say(note)
     return understood

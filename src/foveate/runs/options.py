@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,8 @@ class RunOptions:
         files: second table with one row per image, where the table has one row per patient.
         images: folder that paths are relative to.
         classes: keep only images with these labels, comma-separated.
+        renamed: new name by label of the table, stored with the models; with an empty name, the
+            label is missing.
         folds: number of folds of cross-validation; 1 is a single hold-out.
         epochs: largest number of epochs end to end.
         seed: seed of the split and of training.
@@ -54,6 +56,7 @@ class RunOptions:
     files: Path | str | None = option(None, keys=("table.files",))
     images: Path | str | None = option(None, keys=("table.images",))
     classes: str | None = option(None, keys=("table.classes",))
+    renamed: Mapping[str, str] | None = option(None, flags=("--map",), keys=("table.renamed",))
     folds: int | None = option(None, keys=("split.folds",), shown=defaults.FOLDS)
     epochs: int | None = option(None, keys=("train.epochs",), shown="follows the number of images")
     seed: int | None = option(None, keys=("train.seed", "split.seed"), shown=defaults.SEED)

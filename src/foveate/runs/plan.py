@@ -36,6 +36,7 @@ class Plan:
         quarantine: rows about the images that were set aside, with the reasons.
         splits: the division of the patients into folds.
         trained_on: facts about the images; None in runs of older versions.
+        assumptions: what the task assumed about the labels, as sentences.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Plan:
     quarantine: list[dict[str, str]]
     splits: Splits
     trained_on: TrainedOn | None
+    assumptions: tuple[str, ...] = ()
 
     def pick(self, image_ids: Sequence[str]) -> list[Case]:
         """Return the cases of these images, in the same order."""
@@ -70,6 +72,8 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
     table = drop_unknown_labels(table, task, display)
     display.say(f"task: {name}, {task.describe()}")
+    for sentence in task.assumptions:
+        display.say(sentence)
     run = RunLayout(folder)
     stored = run.plan
     options = config.task_options | dict(task.resolved)
@@ -100,6 +104,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         quarantine,
         splits,
         facts,
+        task.assumptions,
     )
 
 

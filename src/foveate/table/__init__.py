@@ -9,18 +9,20 @@ from pathlib import Path
 from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import NamedColumns, choose_patient, header_names, recognise
+from foveate.table.doubtful import doubt_missing, doubt_spellings
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
 from foveate.table.known import with_known_labels
 from foveate.table.missing import is_missing, list_words
+from foveate.table.renaming import check_new_names, list_confirmed
 from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
 from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
-from foveate.tasks import AUTO, explain_unfit
+from foveate.tasks import AUTO, explain_unfit, learns_numbers
 from foveate.wording import several
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "SetAside",
     "Splits",
     "cases_from_folder",
+    "check_new_names",
     "describe_factors",
     "describe_results",
     "is_result",
@@ -72,6 +75,7 @@ def read_cases(
         is_image: returns whether a folder that a row names is one image.
 
     Raises:
+        OptionError: a label that is to be renamed does not occur.
         TableError: the table cannot be used; the message names file, row, value and remedy.
     """
     if images is not None and not images.is_dir():
@@ -87,7 +91,7 @@ def read_cases(
     builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent, is_image))
     cases = builder.build(rules)
     if to_train:
-        _check_labels(sheet, str(roles.label), builder, cases, rules.task)
+        _check_labels(sheet, str(roles.label), builder, cases, rules)
     return CaseTable(
         cases=cases,
         label_column=roles.label,
@@ -98,10 +102,15 @@ def read_cases(
 
 
 def _check_labels(
-    sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
+    sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], rules: LabelRules
 ) -> None:
-    """Raise `TableError` if the task cannot be trained on the labels."""
-    if reason := explain_unfit(task, [str(case.label) for case in cases], column):
+    """Raise `TableError` if the task cannot be trained on the labels, or if they are doubtful."""
+    labels, confirmed = [str(case.label) for case in cases], list_confirmed(rules)
+    numbers = learns_numbers(rules.task)
+    reason = None if numbers else doubt_missing(column, labels, confirmed)
+    reason = reason or explain_unfit(rules.task, labels, column)
+    reason = reason or (None if numbers else doubt_spellings(column, labels, confirmed))
+    if reason:
         aside = builder.set_aside
         left_out = [f"{len(aside)} rows set aside, the first: {aside[0].reason}"] if aside else []
         if builder.missing_words:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from foveate.table.files import (
     value_folders,
 )
 from foveate.table.identical import settle_identical
+from foveate.table.labels import settle_labels
 from foveate.table.missing import blank_missing, list_words
-from foveate.table.notes import describe_cases, describe_respelt_patients, describe_unlisted, quoted
-from foveate.table.same import label_key, one_spelling, patient_key, respelt_groups
-from foveate.table.spacing import parse_spacing
+from foveate.table.notes import describe_cases, describe_respelt_patients, describe_unlisted
+from foveate.table.same import one_spelling, patient_key, respelt_groups
+from foveate.table.spacing import SpacingCells, describe_units
 from foveate.table.types import Case, LabelRules, Row, SetAside, TableSheet
-from foveate.wording import did_you_mean, several
+from foveate.wording import several
 
 
 class CaseBuilder:
@@ -57,21 +57,22 @@ class CaseBuilder:
             rules: which labels the rows need.
 
         Raises:
+            OptionError: a label that is to be renamed does not occur.
             TableError: no file is found, a value is impossible, or rows contradict each other.
         """
         rows = list(self.sheet.rows)
         if self.columns.label:
-            keep = (*rules.known, *(rules.wanted or ()))
-            rows, self.missing_words = blank_missing(rows, self.columns.label, keep)
-        rows = self._keep_labelled(rows) if rules.needed else rows
-        if self.columns.label:
-            rows = self._unify_labels(rows, rules.known)
-        if rules.wanted is not None:
-            rows = self._keep_wanted(rows, rules.wanted)
+            labelled = settle_labels(self.sheet, self.columns.label, rules)
+            rows, self.missing_words = labelled.rows, labelled.missing_words
+            self.notes += labelled.notes
         if self.columns.patient_id:
             rows = self._unify_patients(rows, strict=rules.needed and rules.for_training)
         pairs = self._find_files(rows)
-        unique = self._drop_duplicates([(row, self._case(row, path)) for row, path in pairs])
+        columns = self.columns.spacing
+        spacings = SpacingCells((row.cells[c], path) for row, path in pairs for c in columns)
+        self.notes += describe_units(row.cells[c] for row, _ in pairs for c in columns)
+        built = [(row, self._case(row, path, spacings)) for row, path in pairs]
+        unique = self._drop_duplicates(built)
         cases = self._settle_identical(unique) if rules.needed else [case for _, case in unique]
         named = [row.cells[self.columns.path] for row in self.sheet.rows]
         self.notes += [
@@ -79,38 +80,6 @@ class CaseBuilder:
             *describe_unlisted(named, [path for _, path in pairs]),
         ]
         return tuple(cases)
-
-    def _keep_labelled(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with a label."""
-        column = str(self.columns.label)
-        labelled = [row for row in rows if row.cells[column]]
-        empty = [row.number for row in rows if not row.cells[column]]
-        words = list_words(self.missing_words)
-        if not labelled:
-            unknown = f", or holds a word for it ({words})" if words else ""
-            raise TableError(
-                f"{self.sheet.path}: column '{column}' is empty in every row{unknown}; fill it, or "
-                "name another with --label"
-            )
-        if empty:
-            text = f"{len(empty)} rows without a '{column}' left out (first: row {empty[0]})"
-            as_class = "; where such a word is a class, list all classes with --classes"
-            self.notes.append(f"{text}: {words}{as_class}" if words else text)
-        return labelled
-
-    def _unify_labels(self, rows: list[Row], known: Sequence[str]) -> list[Row]:
-        """Give all labels with one meaning one spelling: the model's, else the most frequent."""
-        column = str(self.columns.label)
-        spelling = one_spelling([r.cells[column] for r in rows if r.cells[column]], label_key)
-        models = {label_key(label): label for label in known}
-        spelling = {word: models.get(label_key(word), text) for word, text in spelling.items()}
-        for chosen, *others in respelt_groups(spelling):
-            n = sum(row.cells[column] in others for row in rows)
-            spellings = several([quoted(word) for word in others])
-            self.notes.append(
-                f"label {quoted(chosen)} is also written {spellings} ({n} rows): one class"
-            )
-        return [_with_cell(row, column, spelling) for row in rows]
 
     def _unify_patients(self, rows: list[Row], *, strict: bool) -> list[Row]:
         """Give all names of one patient one spelling.
@@ -148,24 +117,6 @@ class CaseBuilder:
         if groups := respelt_groups(spelling):
             self.notes.append(describe_respelt_patients(groups))
         return [_with_cell(row, column, spelling) for row in rows]
-
-    def _keep_wanted(self, rows: list[Row], wanted: Sequence[str]) -> list[Row]:
-        column = str(self.columns.label)
-        present = {row.cells[column] for row in rows}
-        keys = {label_key(label) for label in present}
-        for label in wanted:
-            if label_key(label) not in keys:
-                raise TableError(
-                    f"{self.sheet.path}: no row has the label '{label}' in column '{column}'."
-                    f"{did_you_mean(label, present)}"
-                )
-        wanted_keys = {label_key(label) for label in wanted}
-        chosen = [row for row in rows if label_key(row.cells[column]) in wanted_keys]
-        n_left_out = len(rows) - len(chosen)
-        if n_left_out:
-            others = several(sorted(present - {row.cells[column] for row in chosen}))
-            self.notes.append(f"{n_left_out} rows with other labels left out: {others}")
-        return chosen
 
     def _find_files(self, rows: list[Row]) -> list[tuple[Row, Path]]:
         """Return the rows whose image exists, with its file; set the others aside.
@@ -271,7 +222,7 @@ class CaseBuilder:
             f"{one}"
         )
 
-    def _case(self, row: Row, path: Path) -> Case:
+    def _case(self, row: Row, path: Path, spacings: SpacingCells) -> Case:
         columns = self.columns
         image_id = self._image_id(row, path)
         patient = row.cells[columns.patient_id] if columns.patient_id else ""
@@ -280,7 +231,7 @@ class CaseBuilder:
             patient_id=patient or image_id,
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
-            spacing_um=self._spacing_um(row, path),
+            spacing_um=self._spacing_um(row, path, spacings),
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:
@@ -290,15 +241,13 @@ class CaseBuilder:
             name = stem(path.name if path else Path(value.replace("\\", "/")).name)
         return safe_id(name) or f"row_{row.number}"
 
-    def _spacing_um(self, row: Row, path: Path) -> tuple[float, ...] | None:
+    def _spacing_um(self, row: Row, path: Path, spacings: SpacingCells) -> tuple[float, ...] | None:
         texts = [row.cells[column] for column in self.columns.spacing]
         if not any(texts):
             return None
         values: list[float] = []
         for column, text in zip(self.columns.spacing, texts, strict=True):
-            where = self.sheet.where(row, column)
-            parts = re.split(r"\s*[x×;\s]\s*", text)
-            values.extend(parse_spacing(part, where, path) for part in parts)
+            values.extend(spacings.parse(text, self.sheet.where(row, column), path))
         return tuple(values) if len(values) > 1 else (values[0], values[0])
 
     def _settle_identical(self, pairs: list[tuple[Row, Case]]) -> list[Case]:

@@ -1,41 +1,33 @@
-"""Rename the labels of a table, and set aside those that a task does not understand."""
+"""Set aside the rows of a table whose labels a task does not understand."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from foveate.errors import OptionError, TableError
-from foveate.table.same import label_key
+from foveate.errors import TableError
 from foveate.table.types import Case, CaseTable, SetAside
 from foveate.tasks.base import AbstractTask
 from foveate.wording import did_you_mean, several
 
 
-def with_known_labels(
-    table: CaseTable, task: AbstractTask, renamed: Mapping[str, str]
-) -> CaseTable:
-    """Return a table with labels renamed, and without rows whose label has no target.
+def with_known_labels(table: CaseTable, task: AbstractTask) -> CaseTable:
+    """Return a table without rows whose label has no target.
 
     Rows that are left out are set aside, and a note counts them.
 
     Args:
         table: the table, of labelled cases.
         task: the task of the model.
-        renamed: labels that the task understands, by labels of the table.
 
     Raises:
-        OptionError: a label does not occur, or its new name has no target.
         TableError: no row is left.
     """
-    present = Counter(str(case.label) for case in table.cases)
-    for old, new in renamed.items():
-        _check_pair(old, new, task, present)
-    cases = [replace(case, label=renamed.get(str(case.label), case.label)) for case in table.cases]
+    cases = table.cases
     excluded = [case for case in cases if not task.understands(case.label)]
     if not excluded:
-        return replace(table, cases=tuple(cases))
+        return table
     known, counts, maps = task.allowed, *_describe_unknown(excluded)
     if len(excluded) == len(cases):
         near = did_you_mean(min(str(case.label) for case in excluded), task.known_labels)
@@ -64,22 +56,3 @@ def _describe_unknown(cases: Sequence[Case]) -> tuple[str, str]:
     unknown = Counter(str(case.label) for case in cases)
     counts = several([f"'{label}' {n}" for label, n in sorted(unknown.items())])
     return counts, " ".join(f"--map '{label}=LABEL'" for label in sorted(unknown)[:3])
-
-
-def _check_pair(old: str, new: str, task: AbstractTask, present: Collection[str]) -> None:
-    """Check that a label of the table is renamed to one that the model understands.
-
-    Raises:
-        OptionError: it is not; the message names the nearest that is there.
-    """
-    asked = f"--map {old}={new}"
-    if not task.understands(new):
-        if task.understands(old) and new in present:
-            raise OptionError(
-                f"{asked}: '{new}' is a label of the table and '{old}' one of the model, which "
-                f"comes second: --map {new}={old}"
-            )
-        near = did_you_mean(new, task.known_labels)
-        raise OptionError(f"{asked}: the model knows no '{new}'; it knows {task.allowed}.{near}")
-    if old not in present and label_key(old).casefold() != label_key(new).casefold():
-        raise OptionError(f"{asked}: the table has no label '{old}'.{did_you_mean(old, present)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foveate.table.damage import looks_like_date
 from foveate.table.files import image_files, stem
-from foveate.table.same import clean, has_look_alikes
+from foveate.table.same import clean, has_look_alikes, loose_key
 from foveate.table.types import Case
 from foveate.wording import several
 
@@ -36,12 +35,12 @@ def describe_cases(cases: Sequence[Case]) -> list[str]:
             f"warning: label {several(dates)} looks like a date that a spreadsheet made of another "
             "word, such as 1-3; look into the source of the table"
         )
-    similar = Counter(map(_loose_key, counts))
+    similar = Counter(map(loose_key, counts))
     return notes + [
         f"warning: label '{label}' differs from another in capitals, blanks or dashes only, and is "
         "a class of its own"
         for label in sorted(counts)
-        if similar[_loose_key(label)] > 1
+        if similar[loose_key(label)] > 1
     ]
 
 
@@ -72,8 +71,3 @@ def describe_unlisted(values: Iterable[str], paths: Sequence[Path]) -> list[str]
 def quoted(word: str) -> str:
     """Put a word in quotation marks; invisible characters and look-alikes become escapes."""
     return ascii(word) if word != clean(word) or has_look_alikes(word) else f"'{word}'"
-
-
-def _loose_key(label: str) -> str:
-    """Remove capitals, and the blanks and dashes between words, from a label."""
-    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label.casefold())

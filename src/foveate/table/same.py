@@ -13,8 +13,14 @@ _LATIN = _CYRILLIC | _GREEK
 """Latin letters by Cyrillic and Greek letters that look the same."""
 _LATIN_SMALL = {ord(chr(k).casefold()): chr(v).casefold() for k, v in _LATIN.items()}
 
-_WHOLE = re.compile(r"([+-]?)0*(\d+)(?:[.,]0+)?")
-_NUMBERED = re.compile(r"([^\W\d_]*)[ _-]?0*(\d+)(?:[.,]0+)?")
+_NO_DECIMALS = r"(?:\.0+|,(?!000$)0+)?"
+"""Zeros that add nothing: those of ``1.0`` and ``1,00``, but not of ``1,000``."""
+_WHOLE = re.compile(rf"([+-]?)0*(\d+){_NO_DECIMALS}")
+_NUMBERED = re.compile(rf"([^\W\d_]*)[ _-]?0*(\d+){_NO_DECIMALS}")
+
+_MISREAD_AS = ("cp1252", "mac_roman")
+"""Encodings as which programs misread UTF-8, so that ``möglich`` becomes ``mÃ¶glich``."""
+_MAX_MISREADINGS = 3
 
 
 def clean(text: str) -> str:
@@ -31,7 +37,8 @@ def plain_name(column: str) -> str:
 def label_key(label: str) -> str:
     """Return a key that is equal for spellings of one label: ``1``, ``1.0`` and ``01``; blanks.
 
-    Letters of other alphabets that look like Latin ones are equal to these.
+    Letters of other alphabets that look like Latin ones are equal to these, and letters whose
+    encoding was misread (``mÃ¶glich``) to those that they were.
     """
     text = _compatible(label).translate(_LATIN)
     number = _WHOLE.fullmatch(text)
@@ -41,11 +48,17 @@ def label_key(label: str) -> str:
 def patient_key(patient: str) -> str:
     """Return a key that is equal for spellings of one patient: ``P01``, ``p 01``; ``1``, ``01``.
 
-    Letters of other alphabets that look like Latin ones are equal to these.
+    Letters of other alphabets that look like Latin ones are equal to these, and letters whose
+    encoding was misread (``MÃ¼ller``) to those that they were.
     """
     text = _compatible(patient).casefold().translate(_LATIN_SMALL)
     number = _NUMBERED.fullmatch(text)
     return f"{number[1]}{number[2]}" if number else text.replace(" ", "")
+
+
+def loose_key(label: str) -> str:
+    """Return a key that is equal for labels that differ in capitals, blanks or dashes only."""
+    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label_key(label).casefold())
 
 
 def has_look_alikes(text: str) -> bool:
@@ -55,12 +68,38 @@ def has_look_alikes(text: str) -> bool:
 
 def _compatible(text: str) -> str:
     """Normalise a text so that wide letters become plain ones (NFKC), and all dashes ``-``."""
-    plain = unicodedata.normalize("NFKC", clean(text))
+    plain = unicodedata.normalize("NFKC", clean(_mend_encoding(text)))
     return clean("".join("-" if unicodedata.category(c) == "Pd" else c for c in plain))
+
+
+def _mend_encoding(text: str) -> str:
+    """Return the text that a program misread, once or several times, in a wrong encoding."""
+    for _ in range(_MAX_MISREADINGS):
+        mended = next(filter(None, (_read_as_utf8(text, wrong) for wrong in _MISREAD_AS)), text)
+        if mended == text:
+            break
+        text = mended
+    return text
+
+
+def _read_as_utf8(text: str, wrong: str) -> str | None:
+    """Return the text that is read as `wrong` where it is UTF-8; None where it is not."""
+    try:
+        if wrong == "cp1252":  # Windows shows bytes that cp1252 lacks as control characters.
+            raw = b"".join(
+                c.encode("latin-1") if "\x80" <= c <= "\x9f" else c.encode(wrong) for c in text
+            )
+        else:
+            raw = text.encode(wrong)
+        return raw.decode("utf-8")
+    except UnicodeError:
+        return None
 
 
 def one_spelling(words: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
     """Choose one spelling for all words with the same key: the most frequent one.
+
+    A word whose encoding was misread is chosen only where there is no other.
 
     Args:
         words: the words with repetitions; their order has no influence.
@@ -74,7 +113,7 @@ def one_spelling(words: Iterable[str], key: Callable[[str], str]) -> dict[str, s
     for word in counts:
         groups[key(word)].append(word)
     return {
-        word: clean(min(group, key=lambda w: (-counts[w], len(w), w)))
+        word: clean(min(group, key=lambda w: (_mend_encoding(w) != w, -counts[w], len(w), w)))
         for group in groups.values()
         for word in group
     }

@@ -3,41 +3,117 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from foveate.errors import TableError
+from foveate.files.numerals import ColumnNumbers, list_readings, parse_number, parse_numbers
 from foveate.images.stated import BELIEVED_UM
 from foveate.wording import several
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 _VOLUME_UM = (1.0, 1e5)
 _MAX_RATIO = 1.05
+_UM_PER_UNIT = {"um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1000.0, "nm": 0.001}
+_UNIT = re.compile(
+    r"(.*[\d.,])\s*(um|microns?|mm|nm)(?:\s*(?:/|per)\s*(?:px|pixel))?", re.IGNORECASE
+)
+_BETWEEN_AXES = re.compile(r"\s*[x×;\s]\s*")
 
 
-def parse_spacing(text: str, where: str, path: Path) -> float:
-    """Parse a spacing in micrometres, with the same limits as for spacings that files state.
+class SpacingCells:
+    """The cells of a table that hold spacings, read with one decimal mark.
 
     Args:
-        text: text of the cell, with a decimal point or comma.
-        where: file, row and column, for the message.
-        path: the image's file, whose suffix distinguishes volumes.
-
-    Raises:
-        TableError: the text is no number, or outside the limits.
+        cells: text of each cell, and the image's file.
     """
+
+    def __init__(self, cells: Iterable[tuple[str, Path]]) -> None:
+        texts: dict[tuple[float, float], set[str]] = defaultdict(set)
+        for text, path in cells:
+            if text:
+                unit_um, parts = _split(text)
+                texts[_limits(path, unit_um)].update(parts)
+        self._numbers = {
+            limits: parse_numbers(sorted(parts), partial(_lies_within, limits=limits))
+            for limits, parts in texts.items()
+        }
+
+    def parse(self, text: str, where: str, path: Path) -> tuple[float, ...]:
+        """Parse a cell as spacings in micrometres, with the limits of spacings that files state.
+
+        Args:
+            text: text of the cell: a number for each axis, or one for all, and maybe a unit.
+            where: file, row and column, for the message.
+            path: the image's file, whose suffix distinguishes volumes.
+
+        Raises:
+            TableError: a text is no number, has two readings, or lies outside the limits.
+        """
+        unit_um, parts = _split(text)
+        limits = _limits(path, unit_um)
+        numbers = self._numbers.get(limits, ColumnNumbers({}))
+        values = []
+        for part in parts:
+            if part in numbers.unclear:
+                first, second = list_readings(part)
+                raise TableError(
+                    f"{where}: got '{text}', which can be {first.value:.15g} or "
+                    f"{second.value:.15g}; write '{first.spelling}' or '{second.spelling}'"
+                )
+            value = numbers.values.get(part, math.nan)
+            if not _lies_within(value, limits):
+                low, high = _limits(path, 1.0)
+                raise TableError(
+                    f"{where}: got '{text}', expected micrometres per pixel from {low:g} to below "
+                    f"{high:g}, such as {max(low, 0.5):g} or {max(low, 0.5):g} um, and no "
+                    "magnification; leave the cell empty to use what the file says"
+                )
+            values.append(value * unit_um)
+        return tuple(values)
+
+
+def describe_units(texts: Iterable[str]) -> list[str]:
+    """Describe how many cells state the unit of a spacing, and how they were read.
+
+    Args:
+        texts: texts of the cells.
+    """
+    stated = [text for text in texts if _match_unit(text)]
+    if not stated:
+        return []
+    unit_um, parts = _split(stated[0])
+    values = [value for part in parts if (value := parse_number(part)) is not None]
+    read = " x ".join(f"{value * unit_um:g}" for value in values)
+    return [f"{len(stated)} pixel sizes state a unit, such as '{stated[0]}', read as {read} um"]
+
+
+def _split(text: str) -> tuple[float, list[str]]:
+    """Split a cell into its unit, in micrometres, and the texts of the axes."""
+    match = _match_unit(text)
+    if match is None:
+        return 1.0, _BETWEEN_AXES.split(text)
+    numbers = re.sub(rf"\s*{match[2]}\b", "", match[1], flags=re.IGNORECASE)
+    return _UM_PER_UNIT[match[2].lower()], _BETWEEN_AXES.split(numbers.strip())
+
+
+def _match_unit(text: str) -> re.Match[str] | None:
+    """Match numbers with the unit after them; both signs for micro are read."""
+    return _UNIT.fullmatch(text.translate({0xB5: "u", 0x3BC: "u"}))
+
+
+def _limits(path: Path, unit_um: float) -> tuple[float, float]:
+    """Return the limits of an image's spacing, in a unit of so many micrometres."""
     low, high = _VOLUME_UM if path.name.lower().endswith(_VOLUMES) else BELIEVED_UM
-    try:
-        value = float(text.replace(",", "."))
-    except ValueError:
-        value = math.nan
-    if not low <= value < high:
-        raise TableError(
-            f"{where}: got '{text}', expected micrometres per pixel from {low:g} to below "
-            f"{high:g} (no magnification, no millimetres); leave the cell empty to use what the "
-            "file says"
-        )
-    return value
+    return low / unit_um, high / unit_um
+
+
+def _lies_within(value: float, limits: tuple[float, float]) -> bool:
+    """Return whether a spacing is not smaller than the lower limit, and below the upper one."""
+    return limits[0] <= value < limits[1]
 
 
 def spacing_for_axes(spacing_um: tuple[float, ...], axes: int, path: Path) -> tuple[float, ...]:

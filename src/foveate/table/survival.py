@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from foveate.files.numerals import list_readings, parse_numbers
 from foveate.table.same import plain_name
 from foveate.table.types import TableSheet
 
@@ -50,5 +51,7 @@ def survival_columns(sheet: TableSheet, events: Iterable[str]) -> str | None:
 
 def _holds_times(sheet: TableSheet, column: str) -> bool:
     """Return whether a column holds more than two different numbers, none below 0."""
-    values = {row.cells[column] for row in sheet.rows if row.cells[column]}
-    return len(values) > 2 and all(re.fullmatch(r"\d+(?:[.,]\d+)?", v) for v in values)
+    texts = {row.cells[column] for row in sheet.rows if row.cells[column]}
+    numbers = parse_numbers(texts)
+    times = [*numbers.values.values(), *(list_readings(t)[0].value for t in numbers.unclear)]
+    return len(texts) == len(times) > 2 and min(times) >= 0

@@ -13,6 +13,7 @@ import pandas as pd
 
 from foveate.errors import TableError
 from foveate.table.same import plain_name
+from foveate.wording import one_line
 
 DELIMITERS = (",", "\t", ";", "|")
 MAX_CELLS = 5_000_000
@@ -25,6 +26,13 @@ _MAX_DELIMITER_LINES, _MAX_DELIMITER_LETTERS = 200, 100_000
 _HEAD_BYTES = 65536
 _SEP = re.compile(r"""\s*["']?sep=(.)["']?\s*""", re.IGNORECASE)
 _LINE = re.compile(r"\r\n|\r|\n")
+_NO_CELLS = {
+    "JSON": re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"])"),
+    "HTML": re.compile(r"\s*<(?:!doctype html|html|head|body)\b", re.IGNORECASE),
+    "XML": re.compile(r"\s*<\?xml\b", re.IGNORECASE),
+}
+"""The first letters of files that are often called CSV, by their kind."""
+_SHOWN_LETTERS = 40
 _WESTERN_MARKS = frozenset("°±²³µ§©®«»–—‘’“”…€œŒ")
 
 
@@ -44,6 +52,7 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
     """
     text, notes = _decode(path)
     text = text.lstrip("\ufeff")
+    _check_is_cells(path, text)
     lines = _LINE.split(text)
     skipped, delimiter = 0, ""
     if match := _SEP.fullmatch(lines[0]):
@@ -56,6 +65,27 @@ def read_text(path: Path, known: frozenset[str]) -> tuple[pd.DataFrame, list[str
         lines[skipped] = lines[skipped].lstrip("# ")
     delimiter = delimiter or _delimiter(lines[skipped : skipped + _MAX_DELIMITER_LINES])
     return _split(path, lines[skipped:], delimiter, first_line=skipped + 1), notes
+
+
+def _check_is_cells(path: Path, text: str) -> None:
+    """Raise `TableError` for JSON, HTML and XML, whatever the file is called, and for NUL bytes."""
+    kind = next((kind for kind, begins in _NO_CELLS.items() if begins.match(text)), None)
+    if kind is not None:
+        first = one_line(text.lstrip()[:1000], max_letters=_SHOWN_LETTERS)
+        number = 1 + len(_LINE.findall(text[: len(text) - len(text.lstrip())]))
+        raise TableError(
+            f"{path} is {kind}, not a table: row {number} begins with '{first}'; save the data as "
+            "CSV, TSV or XLSX, with a column of paths and one of labels"
+        )
+    if "\0" in text:
+        before = text[: text.index("\0")]
+        line = _LINE.split(text)[len(_LINE.findall(before))]
+        shown = one_line(line.replace("\0", "\ufffd"), max_letters=_SHOWN_LETTERS)
+        raise TableError(
+            f"{path} is no table: row {1 + len(_LINE.findall(before))} holds a NUL byte "
+            f"('{shown}'), which a damaged copy leaves; copy the file again, or save it as CSV "
+            "UTF-8"
+        )
 
 
 def _split(path: Path, lines: list[str], delimiter: str, *, first_line: int) -> pd.DataFrame:
@@ -107,8 +137,6 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         if not encoding.startswith("utf-8"):
             raise no_table from None
         return _decode_western(path, raw)
-    if "\0" in text:
-        raise no_table
     return text, []
 
 
@@ -116,7 +144,7 @@ def _read_bytes(path: Path, no_table: TableError) -> bytes:
     """Read a file; raise `no_table` if its head is no text, another `TableError` if it is large."""
     with path.open("rb") as file:
         raw = file.read(_HEAD_BYTES)
-        if b"\0" in raw and json.detect_encoding(raw).startswith("utf-8"):
+        if b"\0" in raw and json.detect_encoding(raw).startswith("utf-8") and _is_binary(raw):
             raise no_table
         raw += file.read(_MAX_BYTES)
     if len(raw) > _MAX_BYTES:
@@ -125,6 +153,15 @@ def _read_bytes(path: Path, no_table: TableError) -> bytes:
             "labels"
         )
     return raw
+
+
+def _is_binary(raw: bytes) -> bool:
+    """Return whether bytes with NULs are no damaged text: their first line is not printable."""
+    try:
+        first = re.split(rb"[\r\n]", raw, maxsplit=1)[0].decode("utf-8-sig")
+    except UnicodeError:
+        return True
+    return not first.replace("\t", "").isprintable()
 
 
 def _decode_western(path: Path, raw: bytes) -> tuple[str, list[str]]:

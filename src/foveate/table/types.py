@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ class Case:
         image_id: name of the image, unique and safe as a file name.
         patient_id: name of the patient; all images of a patient lie in one part of a split.
         path: the image's file.
-        label: the label as written in the table, or None.
+        label: the label as written in the table, numbers with decimal points, or None.
         spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
     """
 
@@ -75,8 +75,11 @@ class LabelRules:
         needed: whether rows without a label are left out.
         for_training: whether labels must be such that the task can be trained on them, and
             patients must be known where there is a column of them.
-        task: name of the task to train; where none is named, labels that are hardly classes are
-            refused.
+        task: name of the task to train, or of the model's task; where none is named, labels that
+            are hardly classes are refused. It says whether labels are numbers.
+        renamed: new name by label, as the user says; an empty name means that the label is
+            missing.
+        renamed_in_training: the same of the run whose model is evaluated.
     """
 
     wanted: Sequence[str] | None = None
@@ -84,6 +87,8 @@ class LabelRules:
     needed: bool = True
     for_training: bool = True
     task: str = AUTO
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed_in_training: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

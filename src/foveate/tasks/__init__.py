@@ -58,6 +58,15 @@ def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
     return doubt_classes(column, labels) if name == AUTO else None
 
 
+def learns_numbers(name: str) -> bool:
+    """Return whether the labels of a task are numbers; False for ``auto``, which infers classes.
+
+    Raises:
+        UnknownName: there is no task of this name.
+    """
+    return name != AUTO and bool(find("tasks", name).takes_numbers)
+
+
 def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractTask:
     """Build the task that a stored model was trained on.
 

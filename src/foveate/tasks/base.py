@@ -31,6 +31,7 @@ class AbstractTask(AbstractReport):
 
     Attributes:
         preference: rank of the task; where several tasks fit the labels, the highest rank wins.
+        takes_numbers: whether labels are numbers, which are read alike in the whole column.
         heads: questions about an image; a method predicts the outputs of all, in this order.
         columns: names of the numbers of an answer, as in ``predictions.csv``.
         deviation_columns: names of the columns for the standard deviations of these numbers over
@@ -38,6 +39,7 @@ class AbstractTask(AbstractReport):
     """
 
     preference: ClassVar[int] = 0
+    takes_numbers: ClassVar[bool] = False
 
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
@@ -79,6 +81,11 @@ class AbstractTask(AbstractReport):
     def resolved(self) -> Mapping[str, Any]:
         """Options that the user left open and the task has settled, by name."""
         return {}
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Sentences on what was assumed about labels and how to say otherwise."""
+        return ()
 
     @property
     def common(self) -> Mapping[str, str]:

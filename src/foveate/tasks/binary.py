@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.errors import OptionError
+from foveate.files.numerals import parse_numbers
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
@@ -28,7 +29,8 @@ class BinaryTask(ClassTask):
     Args:
         classes: the two labels.
         positive: the positive label; by default the one whose counterpart is a common word for a
-            negative (normal, benign, 0, no …), else the later in the alphabet.
+            negative (normal, benign, 0, no …), else the larger number, else the later in the
+            alphabet.
         smoothing: label smoothing in the loss. Bags of sampled patches sometimes miss what decides;
             a little smoothing keeps such a bag from throwing a confident model off.
         patches: how single patches speak for the positive class: ``max`` where one suffices,
@@ -46,6 +48,7 @@ class BinaryTask(ClassTask):
         patches: Pooling = "max",
     ) -> None:
         super().__init__(classes=_negative_first(tuple(classes), positive))
+        self._is_by_alphabet = positive is None and _find_order(classes) is None
         self.heads = (Head(self.classes[1], 1, False, patches),)
         self.smoothing = smoothing
 
@@ -53,6 +56,18 @@ class BinaryTask(ClassTask):
     def resolved(self) -> Mapping[str, str]:
         """Option ``positive`` with the name of the positive class."""
         return {"positive": self.classes[1]}
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """A sentence about the positive class where only the alphabet has chosen it."""
+        if not self._is_by_alphabet:
+            return ()
+        other, positive = self.classes
+        return (
+            f"The positive class is '{positive}', only because it comes after '{other}' in the "
+            f"alphabet. To make '{other}' the positive class, train with --task.positive "
+            f"'{other}'.",
+        )
 
     @classmethod
     def fits(cls, labels: Sequence[str]) -> bool:
@@ -99,7 +114,18 @@ def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str
                 f"task.positive: no label '{positive}'.{did_you_mean(positive, classes)}"
             )
         return (*(c for c in classes if c != positive), positive)
-    return tuple(sorted(classes, key=lambda c: (not _is_negative(c), c)))
+    return _find_order(classes) or tuple(sorted(classes))
+
+
+def _find_order(classes: Sequence[str]) -> tuple[str, ...] | None:
+    """Order two classes by a word for a negative, or as numbers; None where they are neither."""
+    negative = [c for c in classes if _is_negative(c)]
+    if len(negative) == 1:
+        return (*negative, *(c for c in classes if c not in negative))
+    numbers = parse_numbers(classes).values
+    if len(numbers) == len(set(numbers.values())) == len(classes):
+        return tuple(sorted(classes, key=lambda c: numbers[c]))
+    return None
 
 
 def _is_negative(word: str) -> bool:

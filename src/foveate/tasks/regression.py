@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError
+from foveate.files.numerals import MAX_NUMBER, parse_number
 from foveate.metrics import Difference, MeasuredScore, Score, subtract_scores
 from foveate.metrics.intervals import measure_losses
 from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
@@ -62,6 +63,7 @@ class RegressionTask(AbstractTask):
     """
 
     preference = -1
+    takes_numbers = True
     words: ClassVar[Mapping[str, ScoreWords]] = {
         "spearman": ScoreWords(
             "Spearman correlation",
@@ -144,7 +146,7 @@ class RegressionTask(AbstractTask):
         """Return the number of a label; a comma may stand for the point.
 
         Raises:
-            TableError: the label is no finite number.
+            TableError: the label is no number, has two readings (``1,200``), or is too large.
         """
         value = _parse_number(label)
         if value is None:
@@ -312,13 +314,12 @@ class RegressionTask(AbstractTask):
 
 
 def _parse_number(label: str) -> float | None:
-    """Parse a label as a finite number, with a point or a comma; return None for others."""
-    text = label.strip()
-    try:
-        value = float(text.replace(",", ".") if text.count(",") == 1 else text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in text else None
+    """Parse a label as a number that can be learnt; None for others and where it has two readings.
+
+    The table writes numbers with decimal points (`foveate.table.number_labels`).
+    """
+    value = parse_number(label)
+    return None if value is None or abs(value) > MAX_NUMBER else value
 
 
 def _correlate_ranks(answer: Floats, truth: Floats, fold: Ints, weight: Floats) -> Floats:

@@ -300,6 +300,7 @@ def _describe_training(
     return {
         "split_hash": run.plan.splits.hash,
         "code": code_sha256(),
+        "assumptions": list(run.plan.assumptions),
         **counts,
         "best_epoch": progress.best_epoch,
         "frozen_epochs": schedule.frozen_epochs,

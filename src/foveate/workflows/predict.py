@@ -36,6 +36,7 @@ from foveate.table import (
     CaseTable,
     LabelRules,
     NamedColumns,
+    check_new_names,
     describe_factors,
     read_cases,
     with_known_labels,
@@ -214,18 +215,27 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
     """Read a table, rename its labels, and set rows aside whose label the models do not know.
 
     Raises:
+        OptionError: a label is renamed to a name that is no class, or does not occur.
         TableError: the models know none of the labels; the message names the file at `path`.
     """
+    renamed = options.renamed or {}
+    check_new_names(renamed, models.task)
     cases = read_cases(
         path,
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
-        labels=LabelRules(known=models.task.known_labels, for_training=False),
+        labels=LabelRules(
+            known=models.task.known_labels,
+            for_training=False,
+            task=models.card.task,
+            renamed=renamed,
+            renamed_in_training=models.card.renamed,
+        ),
         is_image=is_image_folder,
     )
     try:
-        return with_known_labels(cases, models.task, options.renamed or {})
+        return with_known_labels(cases, models.task)
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
 

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from foveate.files.numerals import list_readings, parse_numbers
 from foveate.wording import several
 
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _MAX_CODES = 100
 _BETWEEN = ("|", ";", ",", "/", "&", "+")
 _ALWAYS_SEVERAL = ("|", ";")
@@ -54,6 +54,7 @@ def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
     counts = Counter(labels)
     return (
         _doubt_answers(column, counts)
+        or _doubt_codes(column, counts)
         or _doubt_lists(column, counts)
         or _doubt_numbers(column, counts)
         or _doubt_grades(column, counts)
@@ -70,15 +71,43 @@ def _doubt_answers(column: str, counts: Counter[str]) -> str | None:
     )
     return (
         f"column '{column}' writes one answer in several ways ({spellings}), and each would become "
-        "a class. Write one word for each answer, such as yes and no; where these are different "
-        "classes, say --task multiclass"
+        f"a class. Write one word for each answer, or say {_write_maps(written, counts)}; where "
+        "these are different classes, say --task multiclass"
+    )
+
+
+def _write_maps(written: Sequence[Sequence[str]], counts: Counter[str]) -> str:
+    """Write the options that rename the spellings of each answer to the most frequent one."""
+    pairs = [
+        (other, chosen)
+        for words in written
+        for chosen, *others in [sorted(words, key=lambda word: (-counts[word], word))]
+        for other in others
+    ]
+    return " ".join(f"--map '{old}={new}'" for old, new in pairs)
+
+
+def _doubt_codes(column: str, counts: Counter[str]) -> str | None:
+    """Explain that 0 and 1 stand beside words, two ways to write the same classes."""
+    words = [label for label in counts if not re.search(r"\d", label)]
+    if not words or len(words) + 2 < len(counts) or not {"0", "1"} <= counts.keys():
+        return None
+    shown = several([f"'{word}' {counts[word]}" for word in sorted(words)])
+    return (
+        f"column '{column}' holds 0 and 1 ('0' {counts['0']}, '1' {counts['1']}) beside words "
+        f"({shown}), and each would become a class. Rename the words with --map "
+        f"'{min(words)}=1' or --map '{min(words)}=0' (--map '{min(words)}=' if they are missing), "
+        "or keep 0 and 1 only with --classes 0,1; where all are different classes, say "
+        "--task multiclass"
     )
 
 
 def _doubt_numbers(column: str, counts: Counter[str]) -> str | None:
-    if len(counts) < 3 or not all(map(_NUMBER.fullmatch, counts)):
+    numbers = parse_numbers(counts)
+    if len(counts) < 3 or len(numbers.values) + len(numbers.unclear) < len(counts):
         return None
-    values = sorted(float(label.replace(",", ".")) for label in counts)
+    unclear = [list_readings(label)[0].value for label in numbers.unclear]
+    values = sorted([*numbers.values.values(), *unclear])
     are_integers = all(value.is_integer() for value in values)
     images_per_label = sum(counts.values()) / len(counts)
     if are_integers and (
