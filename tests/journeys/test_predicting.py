@@ -467,6 +467,7 @@ def test_images_unlike_the_training_are_marked(
         "spacing": [1.0, 1.0],
         "side": [96.0, 96.0],
         "assumed": 0,
+        "short_side": [96.0, 96.0],
     }
 
 

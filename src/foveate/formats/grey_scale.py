@@ -26,6 +26,17 @@ _PERCENTILES = (0.5, 99.5)
 _MAX_DISTINCT_VALUES = 32
 
 
+def kind_of_values(values: Float64[np.ndarray, " n"]) -> str:
+    """Recognise the kind of a volume's values, one of `images.read_count.VALUES`.
+
+    Args:
+        values: finite values ``(n,)``, at least one.
+    """
+    if is_in_hounsfield_units(values):
+        return "hounsfield"
+    return "mask" if is_mask(values) else "other"
+
+
 @dataclass(frozen=True)
 class GreyScale:
     """A piecewise linear scale.
@@ -76,13 +87,18 @@ def is_in_hounsfield_units(values: Float64[np.ndarray, " n"]) -> bool:
     return bool(min(airy, soft) >= 0.01 * values.size and airy + soft >= 0.6 * inside.size)
 
 
+def is_mask(values: Float64[np.ndarray, " n"]) -> bool:
+    """Return whether values ``(n,)`` are those of a mask or label map: few different ones."""
+    return len(np.unique(values)) <= _MAX_DISTINCT_VALUES
+
+
 def _find_black_and_white(values: Float64[np.ndarray, " n"]) -> tuple[float, float]:
     """Choose the values of black and white for an image without a unit, from values ``(n,)``.
 
     A value that fills half of the volume or more is background: percentiles are those of the other
     values, and the scale is widened to include the background.
     """
-    if len(np.unique(values)) <= _MAX_DISTINCT_VALUES:
+    if is_mask(values):
         return float(values.min()), float(values.max())
     ground = np.median(values)
     rest = values[values != ground]

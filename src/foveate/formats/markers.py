@@ -33,7 +33,7 @@ def jpeg_head(data: bytes) -> JpegHead:
         DamagedBlock: there is no frame header.
     """
     marked = False
-    for marker, at in _segments(data):
+    for marker, at in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
             return JpegHead(shape, marked)
@@ -43,11 +43,11 @@ def jpeg_head(data: bytes) -> JpegHead:
 
 def states_colours(tables: bytes) -> bool:
     """Return whether a JFIF or Adobe marker states the colour space in the tables of a JPEG."""
-    return any(_is_colour_marker(m, tables[at + 2 : at + 7]) for m, at in _segments(tables))
+    return any(_is_colour_marker(m, tables[at + 2 : at + 7]) for m, at in segments(tables))
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers of a JPEG, each with the byte at which its segment's length stands.
+def segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the markers before the pixels of a JPEG, each with the byte of its segment's length.
 
     Any number of bytes FF may stand before a marker (ITU T.81, B.1.1.2).
     """

@@ -25,6 +25,7 @@ Values = NDArray[np.float64]
 
 _UM_OF_CODE = {0: 1e3, 1: 1e6, 2: 1e3, 3: 1.0}
 """Micrometres per unit, by the unit's code: not stated (by custom millimetres), m, mm, um."""
+_UNIT = {0: "mm (no unit is stated)", 1: "m", 2: "mm", 3: "um"}
 _SEVERAL_NUMBERS = {
     **dict.fromkeys((1004, 1005), "matrices"),
     **dict.fromkeys((1006, 1007, 1008, 1009, 1010), "vectors"),
@@ -49,7 +50,8 @@ class VoxelArray:
         offset: the number added to them.
         axes: the axes of the file that are z, y and x.
         flipped: for z, y and x, whether the file's axis runs the other way.
-        spacing_um: spacing along z, y and x; None where the file states none.
+        spacing_um: spacing along z, y and x; None where the file states none that can be.
+        disbelieved: the stated voxel size that cannot be, in words; else empty.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +62,7 @@ class VoxelArray:
     axes: tuple[int, ...]
     flipped: tuple[bool, ...]
     spacing_um: Vector | None
+    disbelieved: str = ""
 
     @property
     def end(self) -> int:
@@ -117,6 +120,7 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     axes, flipped = _directions(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
     known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
+    disbelieved = _describe_disbelief(header, spacing) if stated and not known else ""
     slope, offset = _slope_and_offset(path, header)
     _warn_of_intent(path, header)
     return VoxelArray(
@@ -128,6 +132,7 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
         axes,
         flipped,
         tuple(float(spacing[axis]) for axis in axes) if known else None,
+        disbelieved,
     )
 
 
@@ -227,6 +232,18 @@ def _unit_um(path: Path, header: Any) -> float:
             "xyzt_units); set it: 1 is metre, 2 millimetre, 3 micrometre"
         )
     return _UM_OF_CODE[code]
+
+
+def _describe_disbelief(header: Any, spacing: Values) -> str:
+    """Describe a voxel size, in micrometres along the axes of the file, that cannot be."""
+    code = int(header["xyzt_units"]) & 7
+    sides = " x ".join(f"{side / _UM_OF_CODE[code]:g}" for side in spacing)
+    low, high = _BELIEVED_UM
+    return (
+        f"voxels of {sides} {_UNIT[code]}, outside the {low:g} um to {high / 1e3:g} mm that are "
+        "possible; correct the unit in its header (xyzt_units: 1 is metre, 2 millimetre, "
+        "3 micrometre)"
+    )
 
 
 def _affine(path: Path, header: Any) -> tuple[Values, bool]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import UnsupportedFormat
+from foveate.formats.jpeg_damage import check_block, check_grey_end
 from foveate.formats.markers import (
     DamagedBlock,
     JpegHead,
@@ -199,16 +200,18 @@ def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
 
 
 def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int]) -> None:
-    """Decode a JPEG block as `decode_block` does; refuse one much larger than its block."""
+    """Decode a JPEG block as `decode_block` does; refuse one that is damaged or much too large."""
     import imagecodecs
 
     head = jpeg_head(data)
+    check_block(data, coding.tables)
     stored, wanted = _jpeg_colours(head, coding)
     target = out[:, :, 0] if out.shape[2] == 1 else out
     if head.shape == target.shape[:2]:
         imagecodecs.jpeg8_decode(
             data, tables=coding.tables, colorspace=stored, outcolorspace=wanted, out=target
         )
+        check_grey_end(target, data, coding.tables)
         return
     height, width = head.shape
     if height > 2 * out.shape[0] or width > 2 * out.shape[1]:
@@ -218,6 +221,7 @@ def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
     decoded = imagecodecs.jpeg8_decode(
         data, tables=coding.tables, colorspace=stored, outcolorspace=wanted
     )
+    check_grey_end(decoded, data, coding.tables)
     _place(decoded, out, shown)
 
 

@@ -109,6 +109,15 @@ def mean_spacing(spacing_um: Sequence[float]) -> float:
     return float(math.prod(spacing_um) ** (1 / len(spacing_um)))
 
 
+def anisotropy(spacing_um: Sequence[float]) -> float:
+    """Compute the ratio of a pixel's or voxel's longest to its shortest side.
+
+    Args:
+        spacing_um: length of a pixel per axis.
+    """
+    return max(spacing_um) / min(spacing_um)
+
+
 def long_side(shape: Sequence[int], spacing_um: Sequence[float]) -> float:
     """Compute the longest extent of an image, in the unit of its spacing.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import functools
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from foveate.geometry import (
     spacing_um_from_shape,
     um_from_px0,
 )
+from foveate.images.read_count import ReadCount
 from foveate.images.resample import Pixels, Source, resample_from
 
 Kind = Literal["slide", "picture", "volume"]
@@ -57,32 +57,6 @@ class Level:
     tile: tuple[int, ...] | None = None
 
 
-class ReadCount:
-    """Counts the pixels that were decoded from one file and asked of it. Safe to share by threads.
-
-    Attributes:
-        decoded_px, unknown_px: pixels decoded, and those of them that are no finite numbers.
-        asked_px: pixels returned to callers, of all resolutions.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.decoded_px = self.asked_px = self.unknown_px = 0
-
-    def add(self, *, decoded_px: int = 0, asked_px: int = 0, unknown_px: int = 0) -> None:
-        """Add pixels to the counts.
-
-        Args:
-            decoded_px: pixels decoded from any level of the file.
-            asked_px: pixels returned at any resolution.
-            unknown_px: those of them that are no finite numbers.
-        """
-        with self._lock:
-            self.decoded_px += decoded_px
-            self.asked_px += asked_px
-            self.unknown_px += unknown_px
-
-
 class AbstractImage(abc.ABC):
     """A large image in a file. Safe to use from several threads; cheap to open again.
 
@@ -97,7 +71,8 @@ class AbstractImage(abc.ABC):
         reader: name and version of the library that reads the file.
         bounds_px0: the scanned part of a larger canvas, as the file states it, or None; GeoJSON
             for QuPath is shifted by its origin.
-        count: counts of the pixels read so far.
+        count: counts of the pixels read so far, and the kind of their values.
+        disbelieved: the spacing that the file states and that cannot be, in words; else empty.
     """
 
     path: Path
@@ -109,6 +84,7 @@ class AbstractImage(abc.ABC):
     dtype: np.dtype[np.generic]
     reader: str
     bounds_px0: Box | None = None
+    disbelieved: str = ""
 
     def __init__(self) -> None:
         self.count = ReadCount()
@@ -196,8 +172,9 @@ class AbstractImage(abc.ABC):
         """
         if self.spacing_um is None:
             raise MissingSpacing(
-                f"{self.path}: the file states no pixel size. Give it in a column 'mpp' of the "
-                "table (micrometres per pixel), or for all such files with --spacing-um"
+                f"{self.path}: the file states {self.disbelieved or 'no pixel size'}. Give it in a "
+                "column 'mpp' of the table (micrometres per pixel), or for all such files with "
+                "--spacing-um"
             )
         return self.spacing_um
 

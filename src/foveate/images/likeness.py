@@ -1,4 +1,4 @@
-"""Compare an image with those that a model was trained on: kind, channels, spacing and size."""
+"""Compare an image with those that a model was trained on: kind, values, spacing and size."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.geometry import long_side, mean_spacing
+from foveate.geometry import anisotropy, long_side, mean_spacing, size_um_from_shape
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
 
 _SIZE_FACTOR, _SPACING_FACTOR = 10.0, 4.0
+_ANISOTROPY_FACTOR, _SLICES_FACTOR = 4.0, 10.0
 _MIN_SIDE_PX = 16
+_VALUES = {
+    "hounsfield": "CT in Hounsfield units",
+    "mask": "a mask of few different values",
+    "other": "values without a unit, such as MR",
+}
+"""The kinds of a volume's values in words."""
 _BLANK = 0.03
 """A glimpse is blank if its values span less than this share of the range of its dtype."""
 
@@ -28,6 +35,7 @@ class ImageFacts:
         assumed: whether the file states no spacing and got the one that the user assumes.
         bits: how many of its 16 bits the image uses; None for images of 8 bits.
         factor: the table's spacing divided by the file's, where they differ; else None.
+        values: the kind of a volume's values (`images.read_count.VALUES`); None if not known.
     """
 
     shape: tuple[int, ...]
@@ -39,11 +47,14 @@ class ImageFacts:
     assumed: bool = False
     bits: int | None = None
     factor: float | None = None
+    values: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainedOn:
     """Facts of the images that a model was trained on.
+
+    The last four are empty in models of older versions, and the last three of them for pictures.
 
     Attributes:
         n: number of images.
@@ -53,6 +64,10 @@ class TrainedOn:
         spacing_um: smallest and largest mean spacing of an image.
         side_um: smallest and largest long side of an image.
         assumed: number of images that stated no spacing and got the assumed one.
+        short_side_um: smallest and largest short side of an image.
+        slices: smallest and largest number of voxels along the axis that has the fewest.
+        anisotropy: smallest and largest ratio of a voxel's longest to its shortest side.
+        values: kinds of values that occur (`images.read_count.VALUES`).
     """
 
     n: int
@@ -62,6 +77,10 @@ class TrainedOn:
     spacing_um: tuple[float, float]
     side_um: tuple[float, float]
     assumed: int = 0
+    short_side_um: tuple[float, float] | None = None
+    slices: tuple[int, int] | None = None
+    anisotropy: tuple[float, float] | None = None
+    values: tuple[str, ...] = ()
 
     def differences(self, image: AbstractImage) -> list[str]:
         """Describe how an image differs from the training images, one phrase per difference."""
@@ -72,12 +91,42 @@ class TrainedOn:
             differences.append(
                 "grey, not in colour" if image.channels == 1 else "in colour, not grey"
             )
+        values = image.count.values
+        if self.values and values is not None and values not in self.values:
+            known = " or ".join(_VALUES[name] for name in self.values)
+            differences.append(f"{_VALUES[values]}, not {known}")
         spacing = mean_spacing(image.known_spacing_um)
         side = long_side(image.shape, image.known_spacing_um)
         differences += _range_difference(
             "pixels", spacing, self.spacing_um, self.unit, _SPACING_FACTOR
         )
         differences += _range_difference("a long side", side, self.side_um, self.unit, _SIZE_FACTOR)
+        if self.short_side_um is not None:
+            side = _short_side(image.shape, image.known_spacing_um)
+            differences += _range_difference(
+                "a short side", side, self.short_side_um, self.unit, _SIZE_FACTOR
+            )
+        if image.ndim == 3:
+            differences += self._differences_of_slices(image)
+        return differences
+
+    def _differences_of_slices(self, image: AbstractImage) -> list[str]:
+        """Describe how a volume differs from the training volumes in number and form of slices."""
+        differences, n = [], min(image.shape)
+        if self.slices is not None:
+            low, high = self.slices
+            if n == 1 < low:
+                differences.append(f"a single slice, not {low} or more")
+            elif not low / _SLICES_FACTOR < n < high * _SLICES_FACTOR:
+                differences.append(f"{n} slices, not {low} to {high}")
+        if self.anisotropy is not None:
+            differences += _range_difference(
+                "slices thicker than their pixels by a factor",
+                anisotropy(image.known_spacing_um),
+                self.anisotropy,
+                "",
+                _ANISOTROPY_FACTOR,
+            )
         return differences
 
 
@@ -90,6 +139,10 @@ def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
     known = list(facts)
     spacings = [mean_spacing(f.spacing_um) for f in known]
     sides = [long_side(f.shape, f.spacing_um) for f in known]
+    short_sides = [_short_side(f.shape, f.spacing_um) for f in known]
+    volumes = [f for f in known if len(f.shape) == 3]
+    slices = [min(f.shape) for f in volumes]
+    anisotropies = [anisotropy(f.spacing_um) for f in volumes]
     return TrainedOn(
         n=len(known),
         kinds=tuple(sorted({f.kind for f in known})),
@@ -98,7 +151,16 @@ def trained_on(facts: Iterable[ImageFacts]) -> TrainedOn:
         spacing_um=(min(spacings), max(spacings)),
         side_um=(min(sides), max(sides)),
         assumed=sum(f.assumed for f in known),
+        short_side_um=(min(short_sides), max(short_sides)),
+        slices=(min(slices), max(slices)) if volumes else None,
+        anisotropy=(min(anisotropies), max(anisotropies)) if volumes else None,
+        values=tuple(sorted({f.values for f in volumes if f.values is not None})),
     )
+
+
+def _short_side(shape: Sequence[int], spacing_um: Sequence[float]) -> float:
+    """Compute the shortest extent of an image, in the unit of its spacing."""
+    return min(size_um_from_shape(shape, spacing_um))
 
 
 def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: TrainedOn | None) -> str:
@@ -138,4 +200,4 @@ def _range_difference(
     if low / factor < value < high * factor:
         return []
     expected = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    return [f"{quantity} of {value:.3g} {unit}, not {expected}"]
+    return [f"{quantity} of {value:.3g} {unit}".rstrip() + f", not {expected}"]

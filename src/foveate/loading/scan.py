@@ -12,7 +12,14 @@ from typing import Annotated
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
 from foveate.errors import FoveateError, MissingSpacing, OptionError, TooManyOpen, converting
-from foveate.geometry import length_px_from_um, long_side, mean_spacing, spacing_um_from_shape
+from foveate.geometry import (
+    Box,
+    Frame,
+    length_px_from_um,
+    long_side,
+    mean_spacing,
+    spacing_um_from_shape,
+)
 from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
@@ -123,8 +130,9 @@ def _choose_spacing(
     if image.kind == "picture":
         return RespacedImage(image, (1.0,) * image.ndim, unit="px")
     raise MissingSpacing(
-        f"{case.path}: a {image.kind} that states no pixel size. Give it in a column 'mpp' of "
-        "the table (micrometres per pixel), or for all such with --view.assume-spacing-um"
+        f"{case.path}: a {image.kind} that states {image.disbelieved or 'no pixel size'}. Give it "
+        "in a column 'mpp' of the table (micrometres per pixel), or for all such with "
+        "--view.assume-spacing-um"
     )
 
 
@@ -252,7 +260,15 @@ def _read_facts(case: Case, options: ViewOptions, readers: ReaderOptions | None)
             assumed,
             used_bits(image),
             stated_factor(case, image),
+            _read_kind_of_values(image),
         )
+
+
+def _read_kind_of_values(image: AbstractImage) -> str | None:
+    """Return the kind of a volume's values, for which its voxels are read; None for pictures."""
+    if image.kind == "volume":
+        image.read(Box((0.0,) * image.ndim, (1.0,) * image.ndim, Frame.PX, 0))
+    return image.count.values
 
 
 def stated_factor(case: Case, image: AbstractImage) -> float | None:

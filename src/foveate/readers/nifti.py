@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
-from foveate.formats.grey_scale import HOUNSFIELD, GreyScale, choose_scale
+from foveate.formats.grey_scale import HOUNSFIELD, GreyScale, choose_scale, kind_of_values
 from foveate.formats.nifti_header import read_header
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -96,7 +96,7 @@ class NiftiReader(AbstractReader):
             )
         self.kind, self.dtype, self.channels = "volume", np.dtype(np.uint16), 1
         self.levels = (Level(shape, (1.0,) * 3),)
-        self.spacing_um = self._array.spacing_um
+        self.spacing_um, self.disbelieved = self._array.spacing_um, self._array.disbelieved
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
         self._scale: GreyScale | None = None
@@ -242,7 +242,7 @@ class NiftiReader(AbstractReader):
             raise UnreadableImage(
                 f"{self.path}: holds no finite number; make the volume again from its source"
             )
-        scale = choose_scale(values)
+        scale, self.count.values = choose_scale(values), kind_of_values(values)
         if scale is HOUNSFIELD:
             warn_once(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
         return scale

@@ -11,7 +11,7 @@ import logging
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import IO, TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from foveate.errors import (
     UnsupportedFormat,
     converting,
 )
+from foveate.formats.jpeg_damage import StagedFile, find_scan
+from foveate.formats.markers import DamagedBlock
 from foveate.formats.orientation import Orientation
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("foveate")
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+_JPEG = b"\xff\xd8\xff"
+_MAX_JPEG_BYTES = 1 << 30
+"""Larger JPEGs are not checked: they have more pixels than are decoded, or hold other data."""
 _EXIF_ORIENTATION = 0x0112
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -61,7 +66,7 @@ class PictureReader(AbstractReader):
         super().__init__(path)
         import PIL
 
-        with self._open() as image:
+        with self._open(path) as image:
             self._orientation = _read_orientation(image)
             shape = self._orientation.swap_axes(image.size[::-1])
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
@@ -95,16 +100,16 @@ class PictureReader(AbstractReader):
             b"l\0\0\0",
             b"|\0\0\0",
         )
-        return webp or bitmap or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8"))
+        return webp or bitmap or head.startswith((b"\x89PNG\r\n\x1a\n", _JPEG, b"GIF8"))
 
-    def _open(self) -> Image.Image:
-        """Open the picture with Pillow, without decoding it."""
+    def _open(self, file: Path | IO[bytes]) -> Image.Image:
+        """Open the picture in a file with Pillow, without decoding it."""
         from PIL import Image
 
         # Pillow's warnings would reach the terminal; their causes are refused here or harmless.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            image = Image.open(self.path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise ImageTooLarge(
@@ -133,15 +138,29 @@ class PictureReader(AbstractReader):
 
     def _decode(self) -> Pixels:
         """Decode all pixels, ``(y, x, c)``, and check that they are what the header states."""
-        with converting(self.path, _explain_decoding), self._open() as image:
-            image.load()
-            pixels = self._orientation.turn_upright(_array(image))
+        with converting(self.path, _explain_decoding):
+            pixels = self._orientation.turn_upright(self._load())
         if pixels.shape != (*self.shape, self.channels) or pixels.dtype != self.dtype:
             raise UnreadableImage(
                 f"{self.path}: decoded to {pixels.shape} {pixels.dtype}, "
                 f"its header promised {(*self.shape, self.channels)} {self.dtype}{AGAIN}"
             )
         return pixels
+
+    def _load(self) -> Pixels:
+        """Load the pixels ``(y, x, c)`` as they are stored, and check that a JPEG is undamaged."""
+        file: Path | StagedFile = self.path
+        with self.path.open("rb") as stored:
+            is_jpeg = stored.read(len(_JPEG)) == _JPEG
+        if is_jpeg and self.path.stat().st_size <= _MAX_JPEG_BYTES:
+            content = self.path.read_bytes()
+            scan = find_scan(content)
+            file = self.path if scan is None else StagedFile(content, scan)
+        with self._open(file) as image:
+            image.load()
+            if isinstance(file, StagedFile):
+                file.check_end()
+            return _array(image)
 
     def close(self) -> None:
         """Release the pixels. Closing twice is harmless."""
@@ -186,7 +205,8 @@ def _explain_decoding(error: Exception, path: object) -> FoveateError:
         return ImageTooLarge(
             f"{path}: decoding needs more memory than there is; store it as a tiled TIFF"
         )
-    return UnreadableImage(f"{path}: its pixels cannot be decoded{AGAIN}")
+    reason = str(error) if isinstance(error, DamagedBlock) else "its pixels cannot be decoded"
+    return UnreadableImage(f"{path}: {reason}{AGAIN}")
 
 
 def _read_orientation(image: Image.Image) -> Orientation:

@@ -11,11 +11,12 @@ from foveate.batch.types import PATCH_PX, SPACING
 from foveate.errors import CheckpointError
 from foveate.files.fields import Fields, read_fields
 from foveate.images.likeness import TrainedOn
+from foveate.images.read_count import VALUES
 
 SCHEMA = 1
 _SIDE_PX = (16, 65536)
 _LARGE = 1e12
-_TRAINED_ON_KEYS = {"spacing_um": "spacing", "side_um": "side"}
+_TRAINED_ON_KEYS = {"spacing_um": "spacing", "side_um": "side", "short_side_um": "short_side"}
 """Keys in files of those fields of `TrainedOn` whose names differ."""
 _KEYS = (
     *("schema", "foveate", "sha256", "method", "method_options", "encoder", "encoder_options"),
@@ -135,8 +136,15 @@ def parse_view(fields: Fields) -> View:
 
 
 def store_trained_on(facts: TrainedOn) -> dict[str, Any]:
-    """Return facts about the images of a run under the keys that `parse_trained_on` reads."""
-    return {_TRAINED_ON_KEYS.get(name, name): value for name, value in asdict(facts).items()}
+    """Return facts about the images of a run under the keys that `parse_trained_on` reads.
+
+    Facts that such images do not have are left out.
+    """
+    return {
+        _TRAINED_ON_KEYS.get(name, name): value
+        for name, value in asdict(facts).items()
+        if value not in (None, ())
+    }
 
 
 def parse_trained_on(fields: Fields) -> TrainedOn:
@@ -156,7 +164,27 @@ def parse_trained_on(fields: Fields) -> TrainedOn:
         spacing_um=(low, high),
         side_um=(short, long),
         assumed=fields.integer("assumed", 0, 1 << 40),
+        short_side_um=_read_range(fields, "short_side", 1e-4, _LARGE),
+        slices=_read_slices(fields),
+        anisotropy=_read_range(fields, "anisotropy", 1.0, _LARGE),
+        values=tuple(name for name in fields.texts("values") if name in VALUES)
+        if "values" in fields
+        else (),
     )
+
+
+def _read_range(fields: Fields, key: str, low: float, high: float) -> tuple[float, float] | None:
+    """Read a smallest and a largest number; None in files of older versions."""
+    if key not in fields:
+        return None
+    smallest, largest = fields.numbers(key, low, high, n=2)
+    return smallest, largest
+
+
+def _read_slices(fields: Fields) -> tuple[int, int] | None:
+    """Read the smallest and the largest number of slices; None in files of older versions."""
+    ends = _read_range(fields, "slices", 1, _LARGE)
+    return None if ends is None else (int(ends[0]), int(ends[1]))
 
 
 def _read_provenance(fields: Fields) -> dict[str, Any]:

@@ -141,8 +141,8 @@ def _read_question(run: Path) -> tuple[AbstractTask, Any]:
     missing = [path for path in needed if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{run} holds no finished run ({missing[0].name} is missing): finish it by the same "
-            "`foveate train` command"
+            f"{run} holds no finished run ({missing[0].name} is missing): give the `foveate train` "
+            "command again that began it"
         )
     return find_models(run).task, read_json(layout.splits)["folds"]
 
