@@ -77,7 +77,7 @@ def _check_pair(old: str, new: str, task: AbstractTask, present: Collection[str]
         if task.understands(old) and new in present:
             raise OptionError(
                 f"{asked}: '{new}' is a label of the table and '{old}' one of the model, which "
-                f"comes second: --map {new}={old}"
+                f"comes second: say --map {new}={old}"
             )
         near = did_you_mean(new, task.known_labels)
         raise OptionError(f"{asked}: the model knows no '{new}'; it knows {task.allowed}.{near}")
