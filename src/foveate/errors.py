@@ -303,7 +303,7 @@ def explain_os_error(error: OSError | ValueError) -> str:
     if number == errno.ELOOP:
         return "its link leads back to itself: remove the link"
     if isinstance(error, OSError) and error.strerror:
-        return f"the system says: {error.strerror}; is the disk or network well?"
+        return f"the system says: {error.strerror}; check the disk or network"
     return "its name is none that the system takes: rename it"
 
 

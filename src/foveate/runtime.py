@@ -186,9 +186,9 @@ class Runtime:
                 message = lines[-1].removeprefix("error: ") if lines else "it said nothing"
                 return (
                     f"process {rank} of this run ended with code {child.process.returncode}: "
-                    f"{message}. The same command continues where this one stopped"
+                    f"{message}. Repeat the same command, which continues where this one stopped"
                 )
-        return "the processes of this run lost each other: the same command continues it"
+        return "the processes of this run lost each other: repeat the same command to continue it"
 
 
 def start_runtime(
@@ -229,7 +229,10 @@ def start_runtime(
         fabric.launch()
     except RuntimeError as error:
         runtime.stop()
-        raise TrainingError("the processes of this run could not find each other") from error
+        raise TrainingError(
+            "the processes of this run could not find each other: repeat the command, or train "
+            "with --train.devices 1"
+        ) from error
     return runtime
 
 

@@ -37,7 +37,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.casefold(), by_small, n=1, cutoff=0.5)
     if len(begun) == 1 or near:
         return f" Did you mean '{by_small[(begun if len(begun) == 1 else near)[0]]}'?"
-    return f" Allowed: {', '.join(choices)}." if choices else ""
+    return f" Allowed: {', '.join(choices)}." if choices else " There is none; leave it out."
 
 
 def several(words: list[str], limit: int = 3) -> str:

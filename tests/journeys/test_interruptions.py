@@ -78,7 +78,7 @@ def interrupt(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
         process.send_signal(number)
         time.sleep(0.05)
     _, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + signals[0], err
     return err
 
 

@@ -285,7 +285,7 @@ def test_renaming_of_the_training_may_be_absent(tmp_path: Path) -> None:
 def test_new_names_are_those_of_the_model() -> None:
     task = MulticlassTask(classes=("a", "b"))
     check_new_names({"x": "a", "-999": ""}, task)
-    with pytest.raises(OptionError, match="but 'a' is one of the model, which comes second"):
+    with pytest.raises(OptionError, match="but 'a' is one, which comes second"):
         check_new_names({"a": "x"}, task)
 
 

@@ -284,7 +284,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _require_answer(outcome: AnswerOrFailure) -> Answer:
     if not isinstance(outcome, Answer):
-        raise UnreadableImage(outcome.reason)
+        raise UnreadableImage(f"{outcome.reason}; leave this image out, or mend it")
     return outcome
 
 

@@ -39,7 +39,9 @@ def nest_options(options: Mapping[str, Any]) -> dict[str, Any]:
             where = f"{section}_options" if section in defaults.PARTS else section
             nested.setdefault(where, {})[key] = value
         elif mark:
-            raise OptionError(f"no option '{name}': sections are {', '.join(_SECTIONS)}")
+            raise OptionError(
+                f"no option '{name}': sections are {', '.join(_SECTIONS)}; take one of these"
+            )
         elif name in _KEYS:
             for path in _KEYS[name]:
                 _put(nested, path, value)

@@ -10,8 +10,9 @@ import click
 from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
-from foveate.cli.interruption import interruptible
-from foveate.cli.words import INTERRUPTED, OK, USER_ERROR, Sectioned
+from foveate.cli.interruption import run_interruptibly
+from foveate.cli.output import outlasting_readers
+from foveate.cli.words import OK, Sectioned
 from foveate.errors import ArrayError, FoveateError, PartFault, converting, explain_shortage
 from foveate.memory import allow_more_files, use_huge_pages, wait_briefly
 from foveate.wording import did_you_mean
@@ -24,35 +25,36 @@ def main(command: click.Command | None = None, name: str = "foveate") -> None:
         command: command to run, `cli` by default.
         name: name of the program in messages.
     """
-    with interruptible():
-        code = _run(cli if command is None else command, name)
-    sys.exit(code if isinstance(code, int) else OK)
+    with outlasting_readers():
+        code = run_interruptibly(lambda: _run(cli if command is None else command, name))
+    sys.exit(code)
 
 
-def _run(command: click.Command, name: str) -> object:
+def _run(command: click.Command, name: str) -> int | str:
+    """Run a command; return its exit code, or the message of an error."""
     try:
         use_huge_pages()
         wait_briefly()
         allow_more_files()
         _silence_libraries()
         with converting(name, _explain_last):
-            return command.main(prog_name=name, standalone_mode=False)
+            code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.Abort:  # so click converts an interruption
+        raise KeyboardInterrupt from None
     except click.UsageError as error:
         path = name if error.ctx is None else error.ctx.command_path
-        return _complain(f"{_describe_usage_error(error)} See {path} --help")
+        return f"{_describe_usage_error(error)} See {path} --help"
     except click.ClickException as error:
-        return _complain(error.format_message())
+        return error.format_message()
     except PartFault as error:
-        return _complain(f"{error}. {_write_trace(error)} shows where it happened")
+        return f"{error}. {_write_trace(error)} shows where it happened"
     except ArrayError as error:
-        return _complain(_report_fault(error))
+        return _report_fault(error)
     except FoveateError as error:
-        return _complain(str(error))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted. The same command continues where this one stopped.", err=True)
-        return INTERRUPTED
+        return str(error)
+    return code if isinstance(code, int) else OK
 
 
 def _explain_last(error: Exception, name: object) -> FoveateError | None:
@@ -94,11 +96,6 @@ def _silence_libraries() -> None:
     logging.captureWarnings(True)
     if logging.lastResort is not None and not logging.lastResort.filters:
         logging.lastResort.addFilter(logging.Filter("foveate"))
-
-
-def _complain(message: str) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    return USER_ERROR
 
 
 def _describe_usage_error(error: click.UsageError) -> str:

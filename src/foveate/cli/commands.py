@@ -51,7 +51,7 @@ def train(
         chosen.setdefault("table", {})["path"] = str(table)
     nested = merge_config(merge_config(config, chosen), ctx.obj)
     if "path" not in nested.get("table", {}):
-        raise OptionError("no table: foveate train labels.csv --out RUN")
+        raise OptionError("no table: give one, foveate train labels.csv --out RUN")
     return _train(nested, out)
 
 

@@ -10,7 +10,7 @@ from foveate import defaults
 from foveate.errors import OptionError
 from foveate.wording import did_you_mean
 
-OK, USER_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 130
+OK, USER_ERROR, PARTIAL = 0, 1, 2
 _SECTIONS = (*defaults.SECTIONS, "reader", *defaults.PARTS)
 
 

@@ -270,8 +270,10 @@ def _check_name(name: str) -> None:
 
     if not timm.is_model(name):
         known = [*timm.list_models(), *names("encoders")]
-        near = did_you_mean(name, known) if len(name) > 2 else ""
-        raise UnknownName(f"no encoder '{name}'.{near if len(near) < 90 else ''}")
+        near = did_you_mean(name, known)
+        if len(name) <= 2 or len(near) >= 90:  # it lists all, or means nothing
+            near = f" Take one of {', '.join(names('encoders'))}, or a network of timm"
+        raise UnknownName(f"no encoder '{name}'.{near}")
 
 
 def _vit_arguments(
@@ -281,7 +283,9 @@ def _vit_arguments(
     if is_vit(name):
         return infer_arguments(tensors) | parse_arguments(model_args)
     if model_args:
-        raise OptionError(f"encoder.model_args: encoder '{name}' is no ViT and takes none")
+        raise OptionError(
+            f"encoder.model_args: encoder '{name}' is no ViT and takes none: leave it out"
+        )
     return {}
 
 
@@ -323,7 +327,10 @@ def _build_net(name: str, arguments: Arguments, **options: Any) -> nn.Module:
     except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         if options["pretrained"] and isinstance(error, RuntimeError):
             raise  # the caller handles weights that could not be fetched
-        raise UnknownName(f"encoder '{name}' gives no feature maps: {error}") from error
+        raise UnknownName(
+            f"encoder '{name}' gives no feature maps: {error}; take a convolutional network or a "
+            "plain ViT (vit_*)"
+        ) from error
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, 203, 167))

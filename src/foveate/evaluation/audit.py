@@ -120,7 +120,10 @@ def _predict_all(
     logits, values = [], []
     for report in predict_cases(models, cases, loader, device=device, shuffle_layout=shuffle):
         if not isinstance(report, Answer):
-            raise TrainingError(f"{report.case.path} could not be predicted: {report.reason}")
+            raise TrainingError(
+                f"{report.case.path} could not be predicted: {report.reason}; leave it out of the "
+                "table, or leave out --audit-layout"
+            )
         logits.append([answer.logits for answer in report.answers])
         values.append(report.values)
     if not logits:

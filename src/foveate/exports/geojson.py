@@ -75,7 +75,10 @@ def build_geojson(
         MissingSpacing: the image states no pixel size.
     """
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
-        raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
+        raise BoxError(
+            f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}: give the image "
+            "that it was made from"
+        )
     origin, shift = "slide", (0.0, 0.0)
     if image.bounds_px0 is not None:
         y, x = image.bounds_px0.origin[-2:]

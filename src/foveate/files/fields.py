@@ -11,7 +11,7 @@ from typing import Any
 from foveate.errors import CheckpointError, explain_os_error
 
 _MAX_BYTES = 64 << 20
-_REMEDY = "Restore the file from a copy, or train again"
+_REMEDY = "Restore the file from a copy, or delete it and repeat the `foveate train` command"
 
 
 class Fields:

@@ -44,8 +44,8 @@ class ModelLayout(AbstractLayout):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the folder holds a model; its card is written last."""
-        return self.card.is_file()
+        """Whether the folder holds a model: both files, of which the card is written last."""
+        return self.card.is_file() and self.weights.is_file()
 
 
 class HeatmapLayout(AbstractLayout):

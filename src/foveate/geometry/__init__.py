@@ -81,7 +81,10 @@ class Box:
         if not all(v > 0 for v in self.size):
             raise BoxError(f"a box needs a positive size on every axis, got {self.size}")
         if (self.frame is Frame.PX) != (self.level is not None):
-            raise BoxError(f"frame {self.frame.value} with level {self.level}: only PX has a level")
+            raise BoxError(
+                f"frame {self.frame.value} with level {self.level}: give a level with PX, and "
+                "with no other frame"
+            )
 
     @property
     def ndim(self) -> int:

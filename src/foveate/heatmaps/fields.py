@@ -159,9 +159,12 @@ def aim(image: AbstractImage, evidence: Evidence) -> Camera:
         MissingSpacing: the image states no pixel size.
     """
     if image.ndim not in (2, 3):
-        raise BoxError(f"{image.path}: {image.ndim} axes cannot be drawn, only 2 or 3")
+        raise BoxError(f"{image.path}: {image.ndim} axes, expected 2 or 3 to draw it")
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
-        raise BoxError(f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}")
+        raise BoxError(
+            f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}: give the image "
+            "that it was made from"
+        )
     z_um = None
     if image.ndim == 3:
         middle = evidence.peak_um() if len(evidence) else image.box_um

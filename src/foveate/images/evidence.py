@@ -56,19 +56,31 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.extent_um is not None and self.extent_um.shape != self.origin_um.shape[1:]:
-            raise ArrayError(f"boxes of {self.origin_um.shape} in an image of {self.extent_um}")
+            raise ArrayError(
+                f"boxes of {self.origin_um.shape}, expected the axes of {self.extent_um}"
+            )
         if self.by_output is not None and len(self.by_output) != len(self.origin_um):
-            raise ArrayError(f"{len(self.by_output)} rows of weights for {len(self.origin_um)}")
+            raise ArrayError(
+                f"{len(self.by_output)} rows of weights for {len(self.origin_um)} boxes, expected "
+                "one for each"
+            )
         if not 0 <= self.remainder <= 1:
             raise ArrayError(f"a remainder of {self.remainder}, expected 0 to 1")
         if self.origin_um.shape != self.size_um.shape or self.origin_um.ndim != 2:
-            raise ArrayError(f"boxes of {self.origin_um.shape} and {self.size_um.shape}")
+            raise ArrayError(
+                f"origins of {self.origin_um.shape} and sizes of {self.size_um.shape}, expected "
+                "(n, axes) for both"
+            )
         if self.weight.shape != self.origin_um.shape[:1]:
-            raise ArrayError(f"{self.weight.shape} weights for {len(self.origin_um)} boxes")
+            raise ArrayError(
+                f"{self.weight.shape} weights for {len(self.origin_um)} boxes, expected one of each"
+            )
         if not np.isfinite(self.weight).all():
-            raise NotFinite("evidence weights must be finite and at least 0")
+            raise NotFinite(
+                "evidence weights must be finite and at least 0: check the method's logits"
+            )
         if (self.weight < 0).any():
-            raise ArrayError("evidence weights must be at least 0")
+            raise ArrayError("evidence weights must be at least 0: apply a softmax to scores")
 
     def __len__(self) -> int:
         return len(self.weight)

@@ -25,7 +25,7 @@ MAX_REGION_PIXELS = 1 << 24
 
 _SUM_PIXELS = 1 << 20
 _SPARSE = 0.25
-_BEYOND = "the grid reaches beyond the region by more than the filter's support"
+_BEYOND = "the grid reaches beyond the region by more than the filter's support: read a larger one"
 
 
 def support(step_px: float) -> float:

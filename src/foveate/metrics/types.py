@@ -76,13 +76,18 @@ def check_inputs(prob: Floats, target: Ints) -> tuple[Floats, Ints]:
             f"probabilities of shape {prob.shape}, expected (n, k) with n >= 1, k >= 2"
         )
     if target.shape != prob.shape[:1]:
-        raise ArrayError(f"{target.shape} targets for {len(prob)} rows of probabilities")
+        raise ArrayError(
+            f"{target.shape} targets for {len(prob)} rows of probabilities, expected one for each"
+        )
     if not np.isfinite(prob).all() or (prob < 0).any():
-        raise ArrayError("probabilities must be finite and at least 0")
+        raise ArrayError("probabilities must be finite and at least 0: apply a softmax to logits")
     if not np.allclose(prob.sum(1), 1, rtol=0, atol=1e-4):
-        raise ArrayError("rows of probabilities must sum to 1")
+        raise ArrayError("rows of probabilities must sum to 1: divide each by its sum")
     if target.dtype.kind not in "iu" or target.min() < 0 or target.max() >= prob.shape[1]:
-        raise ArrayError(f"targets must be whole numbers from 0 to {prob.shape[1] - 1}")
+        raise ArrayError(
+            f"targets must be whole numbers from 0 to {prob.shape[1] - 1}: give the places of the "
+            "classes, not their names"
+        )
     return prob, target.astype(np.int64)
 
 
@@ -101,6 +106,6 @@ def number_names(names: Sequence[Hashable], n: int, noun: str = "patients") -> I
         ArrayError: not one name per image.
     """
     if len(names) != n:
-        raise ArrayError(f"{len(names)} {noun} for {n} images")
+        raise ArrayError(f"{len(names)} {noun} for {n} images, expected one for each")
     order: dict[Hashable, int] = {}
     return np.array([order.setdefault(p, len(order)) for p in names], dtype=np.int64)

@@ -52,7 +52,7 @@ def uniform(
     if generators is None:
         return torch.rand(*shape, dtype=dtype, device=device)
     if len(generators) != shape[0]:
-        raise ArrayError(f"{len(generators)} generators for {shape[0]} rows")
+        raise ArrayError(f"{len(generators)} generators for {shape[0]} rows, expected one each")
     rows = [torch.rand(shape[1], dtype=dtype, generator=each) for each in spawned(generators)]
     return torch.stack(rows).to(device) if rows else torch.empty(shape, dtype=dtype, device=device)
 

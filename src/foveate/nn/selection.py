@@ -78,7 +78,10 @@ def rank_patches(scores: Float[Tensor, " n"]) -> Int[Tensor, " m"]:
         NotFinite: a score is nan or ``+inf``.
     """
     if not (scores < torch.inf).all():
-        raise NotFinite("a patch's score is nan or inf: the network diverged or overflowed")
+        raise NotFinite(
+            "a patch's score is nan or inf: the network diverged or overflowed; train with a lower "
+            "--train.lr, or with --train.precision 32-true"
+        )
     order = scores.sort(descending=True, stable=True).indices
     return order[~scores[order].isneginf()]
 

@@ -37,7 +37,7 @@ from foveate.messages.display import Display, OnProgress, SetAsideMessages
 from foveate.prediction.answer import AnswerOrFailure, Failure
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.options import PredictOptions
-from foveate.prediction.pictures import forget_files, write_files
+from foveate.prediction.pictures import forget_files, list_files, write_files
 from foveate.prediction.predict import predict_cases
 from foveate.prediction.rows import build_row, name_columns
 from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
@@ -166,11 +166,12 @@ def predict_into(
     path = PredictionLayout(job.folder).journal
     journal = Journal(path, dependencies, anew=job.others == "replace")
     keys = {case.image_id: _make_key(case) for case in cases}
-    known = _pick_valid(journal.entries, keys)
+    known = _pick_valid(journal.entries, keys, job.heatmaps)
     collected = _read_parts(job.folder, dependencies)
     if job.others == "refuse":
         _refuse_other_images(job.folder, {**collected, **journal.entries}, set(keys))
-    more = {i: e for i, e in _pick_valid(collected, keys).items() if i not in known}
+    valid = _pick_valid(collected, keys, job.heatmaps)
+    more = {i: entry for i, entry in valid.items() if i not in known}
     journal.add_all(more)
     known |= more
     if known:
@@ -217,7 +218,7 @@ def predict_part(job: PredictionJob, part: JobPart, cases: Sequence[Case]) -> di
     }
     _refuse_other_images(folder, collected, {case.image_id for case in cases})
     answered = {i: entry for i, entry in collected.items() if "failed" not in entry}
-    known = _pick_valid({**journal.entries, **answered}, keys)
+    known = _pick_valid({**journal.entries, **answered}, keys, job.heatmaps)
     job.display.say(
         f"part {part}: {len(cases_of_part)} of {len(cases)} images, {len(known)} answered already"
     )
@@ -256,10 +257,21 @@ def _refuse_other_images(
 
 
 def _pick_valid(
-    entries: Mapping[str, dict[str, Any]], keys: Mapping[str, Any]
+    entries: Mapping[str, dict[str, Any]], keys: Mapping[str, Any], heatmaps: Path
 ) -> dict[str, dict[str, Any]]:
-    """Return the entries that answer one of these images as it is now."""
-    return {i: entry for i, entry in entries.items() if keys.get(i) == entry.get("of")}
+    """Return the entries that answer one of these images as it is now, and whose files are there.
+
+    Args:
+        entries: entries of a journal by image id.
+        keys: by image id, what the answer depends on.
+        heatmaps: folder of the pictures.
+    """
+    return {
+        i: entry
+        for i, entry in entries.items()
+        if keys.get(i) == entry.get("of")
+        and ("failed" in entry or all(p.is_file() for p in list_files(heatmaps, entry["picture"])))
+    }
 
 
 def _answer_all(

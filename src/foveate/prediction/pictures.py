@@ -130,6 +130,18 @@ def write_files(
     return entry
 
 
+def list_files(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
+    """Return the files of an answer: its evidence, and its pictures.
+
+    Args:
+        folder: folder of the pictures.
+        entry: entry of the answer in the index of pictures.
+    """
+    pictures = [entry.get(name) for name in names("exports")]
+    evidence = f"{safe_name(entry['image_id'])}.npz"
+    return [folder / name for name in (evidence, *pictures) if name]
+
+
 def forget_files(folder: Path, case: Case) -> None:
     """Remove the files of an earlier answer for this image, so that no old picture stays.
 

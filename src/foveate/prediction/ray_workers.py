@@ -34,7 +34,9 @@ class RayWorkers(AbstractWorkers):
         try:
             import ray
         except ImportError as error:
-            raise OptionError("--ray: Ray is not installed; pip install 'foveate[ray]'") from error
+            raise OptionError(
+                "--ray: Ray is not installed; run pip install 'foveate[ray]'"
+            ) from error
         self._ray: Any = ray  # Ray annotates a part of its functions only
         self._setup = setup
         self.lost = (

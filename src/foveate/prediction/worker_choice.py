@@ -29,7 +29,10 @@ def open_workers(models: Ensemble, options: PredictOptions) -> Iterator[Abstract
         yield None
         return
     if not models.folders:
-        raise WorkerLost("models that lie in no folder cannot be sent to other processes")
+        raise WorkerLost(
+            "models that lie in no folder cannot be sent to other processes: save them first, or "
+            "leave out workers and ray"
+        )
     setup = Setup(
         models=tuple(folder.absolute() for folder in models.folders),
         digests=tuple(models.digests()),

@@ -158,7 +158,10 @@ class Worker:
 
 
 def _explain_fault(error: Exception, about: object) -> PartFault:
-    return PartFault(f"{about} failed ({type(error).__name__}): no image is to blame")
+    return PartFault(
+        f"{about} failed ({type(error).__name__}): no image is to blame; leave out --workers and "
+        "--ray to see where, and report it"
+    )
 
 
 class AbstractWorkers(ABC):

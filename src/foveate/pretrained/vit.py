@@ -95,7 +95,10 @@ def create_vit(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Mo
         return VitMap(timm.create_model(name, dynamic_img_size=True, **resolved, **options))
     except (TypeError, AssertionError) as error:
         reason = one_line(str(error))
-        raise OptionError(f"encoder.model_args: timm cannot make '{name}' so: {reason}") from error
+        raise OptionError(
+            f"encoder.model_args: timm cannot make '{name}' so: {reason}. Correct the arguments, "
+            "or leave them out"
+        ) from error
 
 
 def parse_arguments(text: str) -> Arguments:

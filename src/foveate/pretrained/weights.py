@@ -90,7 +90,8 @@ def fit_weights(
         except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"encoder.weights: {file} does not fit encoder '{encoder}': "
-                f"{one_line(str(error), max_letters=160)}"
+                f"{one_line(str(error), max_letters=160)}. Name the network that these weights are "
+                "of with --encoder"
             ) from error
     weights = {name: tensor for name, tensor in weights.items() if not _is_count(name)}
     _check(net, weights, wanted, f"encoder.weights: {file}", encoder)

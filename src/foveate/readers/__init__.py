@@ -88,7 +88,9 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         if (reader.takes_folders or not folder) and _recognises(reader, path, head)
     ]
     if not candidates and folder:
-        raise UnsupportedFormat(f"{path}: is a folder, not an image file. {_list_families()}")
+        raise UnsupportedFormat(
+            f"{path}: is a folder, not an image file; give its files. {_list_families()}"
+        )
     if not candidates:
         raise UnsupportedFormat(f"{path}: {_why_not(head)}")
     reasons: list[FoveateError] = []
@@ -161,7 +163,7 @@ def _first_bytes(path: Path) -> bytes:
             head = file.read(HEAD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         dangling = "a link to a file that is not there" if path.is_symlink() else "no such file"
-        raise ImageNotFound(f"{path}: {dangling}") from None
+        raise ImageNotFound(f"{path}: {dangling}; check the path") from None
     except FoveateError:
         raise
     except OSError as error:
@@ -181,7 +183,7 @@ def _why_not(head: bytes) -> str:
     text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page, such as a login page, saved as the image; download it again"
-    return f"no reader knows this content. {_list_families()}"
+    return f"no reader knows this content; convert it. {_list_families()}"
 
 
 def _list_families() -> str:

@@ -126,7 +126,7 @@ class NiftiReader(AbstractReader):
     ) -> Pixels:
         with self._lock:
             if self._closed:
-                raise UnreadableImage(f"{self.path}: the image is closed")
+                raise UnreadableImage(f"{self.path}: the image is closed; open it again")
             volume = self._volume() if self._small else None
         if volume is None:
             stored = self._map_file()

@@ -122,7 +122,7 @@ class OpenSlideReader(AbstractReader):
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> Pixels:
         if self._closed:
-            raise UnreadableImage(f"{self.path}: the image is closed")
+            raise UnreadableImage(f"{self.path}: the image is closed; open it again")
         y_px0, x_px0 = (
             self._round(fine_px_from_coarse_px(o, self._downsamples[level])) for o in origin_px
         )

@@ -130,7 +130,7 @@ class PictureReader(AbstractReader):
         """Return all pixels, ``(y, x, c)``, decoded on first use."""
         with self._lock:
             if self._closed:
-                raise UnreadableImage(f"{self.path}: the image is closed")
+                raise UnreadableImage(f"{self.path}: the image is closed; open it again")
             if self._stored_pixels is None:
                 self._stored_pixels = self._decode()
                 self.count.add(decoded_px=self.n_pixels)

@@ -162,7 +162,7 @@ class TiffReader(AbstractReader):
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> Pixels:
         if self._fd < 0:
-            raise UnreadableImage(f"{self.path}: the image is closed")
+            raise UnreadableImage(f"{self.path}: the image is closed; open it again")
         place = self._stored_place(level, origin_px, size_px)
         return self._orientation.turn_upright(self._read_stored(level, *place))
 
@@ -193,8 +193,8 @@ class TiffReader(AbstractReader):
                 )
             log.debug("%s: level %d", path, level, exc_info=error)
             codec = self._grids[level].coding.codec
-            reason = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
-            reason += AGAIN
+            damage = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
+            reason = f"{damage}{AGAIN}"
             if isinstance(error, OSError) and error.errno:
                 reason = explain_os_error(error)
             return UnreadableImage(

@@ -121,7 +121,7 @@ def load_model(folder: Path) -> Model:
     if file_sha256(path) != digest:
         raise CheckpointError(
             f"{path} is damaged: its checksum is not the one in model.json; restore both from a "
-            "copy, or train again"
+            f"copy, or delete {folder} and repeat the `foveate train` command"
         )
     model = _build_stored(card, files.card)
     weights, _ = read_tensors(path)
@@ -131,7 +131,8 @@ def load_model(folder: Path) -> Model:
         raise CheckpointError(
             f"{path} does not fit what model.json describes (method '{card.method}', encoder "
             f"'{card.encoder}'): {_first_misfit(model.method, weights)}. The two files are not of "
-            "one model: restore both from one copy"
+            f"one model: restore both from one copy, or delete {folder} and repeat the `foveate "
+            "train` command"
         ) from error
     model.method.eval()
     return model
@@ -149,7 +150,8 @@ def _build_stored(card: ModelCard, path: Path) -> Model:
         log.info("%s", about, exc_info=error)
         return CheckpointError(
             f"no model can be built of its options (method '{card.method}', encoder "
-            f"'{card.encoder}'): restore the file from a copy, or train again"
+            f"'{card.encoder}'): restore the file from a copy, or delete it and repeat the "
+            "`foveate train` command"
         )
 
     try:
@@ -198,7 +200,8 @@ def write_tensors(
         write_aside(path, lambda aside: save_file(plain, aside, metadata))
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} could not be written; is the folder there and may you write to it?"
+            f"{path} could not be written; check that the folder is there, that you may write to "
+            "it, and that the disk works"
         ) from error
 
 

@@ -179,11 +179,15 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     for model in (ModelLayout(run), FoldLayout(run).model):
         if model.is_complete:
             return (model.folder,)
-    if not layout.config.is_file():
+    complete = [fold.folder for fold in layout.folds() if fold.model.is_complete]
+    lacking = [path for path in (layout.config, layout.splits) if not path.is_file()]
+    if complete and lacking:
         raise CheckpointError(
-            f"{run} holds no trained model; give the --out folder of `foveate train`, or the "
-            "folder of one model"
+            f"{lacking[0]} is missing: restore it from a copy, or give the folder of one fold, "
+            f"such as {complete[0]}"
         )
+    if not layout.config.is_file():
+        raise CheckpointError(_explain_no_model(run))
     folds = [layout.fold(k).model for k in range(_count_folds(run))]
     trained = [model.folder for model in folds if model.is_complete]
     wait = "repeat the `foveate train` command to continue it"
@@ -199,6 +203,24 @@ def model_folders(run: Path) -> tuple[Path, ...]:
     raise CheckpointError(
         f"{run}: training has not finished, the model of {', '.join(missing) or 'refit'} is "
         f"missing; {wait}, or give the folder of one fold, such as {trained[0].parent}"
+    )
+
+
+def _explain_no_model(folder: Path) -> str:
+    """Explain why a folder that is no run holds no model, and what can be done."""
+    for model in (ModelLayout(folder), FoldLayout(folder).model):
+        here = [path.is_file() for path in (model.card, model.weights)]
+        if any(here):
+            lacking = model.weights if here[0] else model.card
+            return (
+                f"{lacking} is missing: the model is incomplete; restore it from a copy, or repeat "
+                "the `foveate train` command"
+            )
+    if RunLayout(folder.parent).config.is_file():
+        return f"{folder} holds no trained model; repeat the `foveate train` command"
+    return (
+        f"{folder} holds no trained model; give the --out folder of `foveate train`, or the folder "
+        "of one model"
     )
 
 
@@ -317,8 +339,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged: it is no JSON. Restore it from a copy, or repeat the command that "
-            "made it"
+            f"{path} is damaged: it is no JSON. Restore it from a copy, or delete it and repeat "
+            "the command that made it"
         ) from error
 
 

@@ -34,7 +34,9 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise CheckpointError("an ensemble needs at least one model")
+            raise CheckpointError(
+                "an ensemble needs at least one model: give the folder of a model"
+            )
         first = _common_properties(self.members[0])
         for i, member in enumerate(self.members):
             for key, value in _common_properties(member).items():

@@ -172,7 +172,10 @@ def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
     SetAsideMessages(display.say).set_all_aside(quarantine)
     if not scan.facts:
         reason = quarantine[0]["reason"] if quarantine else "the table is empty"
-        raise TrainingError(f"no image of {run.config.table.path} can be read; the first: {reason}")
+        raise TrainingError(
+            f"no image of {run.config.table.path} can be read; the first: {reason}. Mend what "
+            "the table names, and repeat the command"
+        )
     factors = {i: fact.factor for i, fact in scan.facts.items() if fact.factor is not None}
     if contradiction := describe_factors(factors):
         display.say(contradiction)

@@ -286,7 +286,7 @@ class Streamed(nn.Module):
     def _graph_of(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Graph:
         if not 2 <= len(shape) <= 4:
             raise NotLocal(
-                f"an image (b, c, *space) with 1 to 3 spatial axes, got {len(shape) - 1}"
+                f"got an image of {len(shape) - 1} spatial axes; give (b, c, *space) with 1 to 3"
             )
         traced = self._trace()
         cast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)

@@ -99,7 +99,9 @@ class _Builder:
         end = self.values[returned].step
         step = self.steps[end]
         if step.dims != tuple(range(2, 2 + len(step.extent_cell))) or end == 0:
-            raise NotLocal("the stack must return a map (b, c, *space)")
+            raise NotLocal(
+                "the stack must return a map (b, c, *space); leave out what flattens or pools it"
+            )
         trainable = [p for p in self.traced.stack.parameters() if p.requires_grad]
         size = sum(p.nbytes for p in trainable)
         return Graph(self.steps[: end + 1], self.constants, size, self.device)

@@ -30,8 +30,8 @@ _ADVICE = {
     "adaptive": _GLOBAL,
     "Flatten": "flatten after streaming, what it returns",
     "flatten": "flatten after streaming, what it returns",
-    "view": "it rearranges cells; a map must stay a map",
-    "reshape": "it rearranges cells; a map must stay a map",
+    "view": "leave it out: it rearranges cells; a map must stay a map",
+    "reshape": "leave it out: it rearranges cells; a map must stay a map",
     "matmul": "attend after streaming, on the map that it returns",
     "scaled_dot_product_attention": "attend after streaming, on the map that it returns",
 }
@@ -85,8 +85,8 @@ def _trace_graph(tracer: _Tracer, stack: nn.Module) -> fx.Graph:
         if tracer.passed_over:
             return NotLocal(f"{about} {_explain_hooks(tracer.passed_over)}")
         return NotLocal(
-            f"{about} cannot be traced by torch.fx ({_one_line(error)}): what it computes must not "
-            "depend on the values or the size of its input"
+            f"{about} cannot be traced by torch.fx ({_one_line(error)}): write it so that what it "
+            "computes does not depend on the values or the size of its input"
         )
 
     name = type(stack).__name__
@@ -147,7 +147,8 @@ def make_refusal(node: fx.Node, traced: TracedStack, reason: str) -> NotLocal:
         path = f"{name} in {inside}"
     advice = next((text for word, text in _ADVICE.items() if name.startswith(word)), "")
     advice = _GLOBAL if name in _REDUCTIONS else advice
-    return NotLocal(f"{path} cannot be streamed: {reason}" + (f"; {advice}" if advice else ""))
+    advice = advice or "stream only the layers before it"
+    return NotLocal(f"{path} cannot be streamed: {reason}; {advice}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -86,7 +86,9 @@ def read_truth(slide_path: Path) -> list[Nodule]:
     """
     path = _truth_path(slide_path)
     if not path.exists():
-        raise ImageNotFound(f"{path}: no such file; only synthetic slides come with the truth")
+        raise ImageNotFound(
+            f"{path}: no such file; only synthetic slides come with the truth: give one of these"
+        )
     truth = json.loads(path.read_text(encoding="utf-8"))
     return [
         Nodule((float(y), float(x)), float(n["radius_px0"]), bool(n["deciding"]))
@@ -144,7 +146,7 @@ def _rows(cohort: CohortSpec) -> list[dict[str, str]]:
     n_slides, n_patients = cohort.n_slides, cohort.n_patients
     if not 0 < n_patients <= n_slides <= 2 * n_patients:
         raise OptionError(
-            f"n_patients: got {n_patients} for {n_slides} slides; a patient has one or two slides"
+            f"n_patients: got {n_patients} for {n_slides} slides, expected one or two slides each"
         )
     rng = np.random.default_rng((cohort.seed, n_slides))
     n_slides_of = [2] * (n_slides - n_patients) + [1] * (2 * n_patients - n_slides)

@@ -83,9 +83,12 @@ class SlideSpec:
                 f"{self.spacing_um} positive numbers"
             )
         if self.n_deciding[1] > self.n_nodules[0]:
-            raise OptionError(f"n_deciding {self.n_deciding} may exceed n_nodules {self.n_nodules}")
+            raise OptionError(
+                f"n_deciding: got {self.n_deciding}, expected at most the least of n_nodules "
+                f"{self.n_nodules}"
+            )
         if self.nodule_diameter_px0[1] > TEXTURE_PX0:
-            raise OptionError(f"nodule_diameter_px0: at most {TEXTURE_PX0}")
+            raise OptionError(f"nodule_diameter_px0: expected at most {TEXTURE_PX0}")
 
     @property
     def level_shapes(self) -> tuple[tuple[int, int], ...]:

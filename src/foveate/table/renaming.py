@@ -74,9 +74,8 @@ def check_new_names(renamed: Mapping[str, str], task: AbstractTask) -> None:
             continue
         asked = f"--map {old}={new}: the model knows no '{new}'"
         if task.understands(old):
-            raise OptionError(
-                f"{asked}, but '{old}' is one of the model, which comes second: --map {new}={old}"
-            )
+            right = f"say --map {new}={old}"
+            raise OptionError(f"{asked}, but '{old}' is one, which comes second: {right}")
         near = did_you_mean(new, task.known_labels)
         raise OptionError(f"{asked}; it knows {task.allowed}.{near}")
 

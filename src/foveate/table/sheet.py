@@ -47,7 +47,9 @@ def read_sheet(path: Path, known: frozenset[str] = frozenset()) -> TableSheet:
         raise TableError(f"{path}: cannot be read ({explain_os_error(error)})") from error
     frame = _strip(frame)
     if frame.empty:
-        raise TableError(f"{path} is empty: it needs a header with at least a path column")
+        raise TableError(
+            f"{path} is empty: it needs a header with at least a path column; write one"
+        )
     start, _ = _header(frame, known)
     if start:
         above = clean(" ".join(frame.iloc[0]))[:60]

@@ -69,11 +69,13 @@ def _group_by_label(cases: Sequence[Case]) -> dict[str, list[str]]:
     rare class has few patients.
     """
     if not cases:
-        raise SplitError("there are no cases to split")
+        raise SplitError("there are no cases to split: give some")
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
         if case.label is None:
-            raise SplitError(f"'{case.image_id}' has no label, so it cannot be split by label")
+            raise SplitError(
+                f"'{case.image_id}' has no label, so it cannot be split by label; give it one"
+            )
         votes[case.patient_id][case.label] += 1
     images = Counter(case.label for case in cases)
     strata: dict[str, list[str]] = defaultdict(list)
@@ -150,7 +152,7 @@ def _build_splits(
 ) -> Splits:
     patients = {c.image_id: c.patient_id for c in sorted(cases, key=lambda c: c.image_id)}
     if len(patients) < len(cases):
-        raise SplitError("an image_id occurs twice among the cases")
+        raise SplitError("an image_id occurs twice among the cases: rename one")
     folds = []
     for val, test in pairs:
         parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}

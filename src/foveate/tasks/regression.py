@@ -150,7 +150,7 @@ class RegressionTask(AbstractTask):
         """
         value = _parse_number(label)
         if value is None:
-            raise TableError(f"'{label}' is no number")
+            raise TableError(f"'{label}' is no number: write one such as 1.5")
         return value
 
     def strata(self, labels: Sequence[str], patients: Sequence[str]) -> list[str]:

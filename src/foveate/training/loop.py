@@ -153,6 +153,8 @@ class Trainer:
             self._train_epoch(fit)
             self._end_epoch(fit)
         self.steps.set_aside.end()
+        if self.runtime.is_main and not FoldLayout(self.folder).epochs.is_file():
+            write_text(FoldLayout(self.folder).epochs, as_csv(self.progress.history))
         self.steps.team.wait()  # until the best weights are written
         self.model.method.load_state_dict(read_tensors(self.checkpoints.best)[0])
         self._let_learn(True)

@@ -344,6 +344,11 @@ class Checkpoints:
                 f"{self.latest} does not fit this run: {reason}. Delete {self.latest.parent} to "
                 "train this fold anew"
             ) from error
+        if progress.best_epoch >= 0 and not self.best.is_file():
+            raise CheckpointError(
+                f"{self.best} is missing: restore it from a copy, or delete {self.best.parent} to "
+                "train this fold anew"
+            )
 
 
 def _under(

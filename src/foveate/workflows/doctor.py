@@ -76,7 +76,7 @@ def _try(name: str, look: Callable[[], str]) -> Finding:
 
 
 def _explain_finding(error: Exception, name: object) -> FoveateError:
-    return FoveateError(f"{type(error).__name__}: {error}")
+    return FoveateError(f"{type(error).__name__}: {error}; install foveate again, or report this")
 
 
 def _check_models(run: Path) -> str:

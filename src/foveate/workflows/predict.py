@@ -103,7 +103,7 @@ def predict(
         write_predictions(out, command.models)
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
-        raise UnreadableImage(f"no image could be predicted; the first: {first}")
+        raise UnreadableImage(f"no image could be predicted; the first: {first}. Mend this")
     return summary
 
 

@@ -37,6 +37,7 @@ from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
+from foveate.wording import several
 from foveate.workflows.folds import (
     Processes,
     TrainingRun,
@@ -44,6 +45,12 @@ from foveate.workflows.folds import (
     make_loader,
     train_fold,
     train_refit,
+)
+from foveate.workflows.missing import (
+    check_frozen_start,
+    check_records,
+    list_missing_of_training,
+    list_missing_results,
 )
 from foveate.workflows.words import describe_scores
 
@@ -87,6 +94,7 @@ def run_experiment(
         FoveateError: an error that the user can correct.
     """
     check_folder(folder)
+    check_records(folder)
     with lock_folder(folder):
         claim_folder(folder, config.as_dict(), dump_yaml(config))
         with log_into(folder, display):
@@ -110,12 +118,13 @@ def _run(
     run = TrainingRun(folder, plan, store, processes, display, after_epoch)
     try:
         for k in range(len(plan.splits.folds)):
-            if not layout.fold(k).failed.is_file():
-                _run_fold(run, k)
+            _run_fold(run, k)
         result = _score_run(folder, plan)
         # The refit has no score, because it is trained with all images.
-        if plan.config.refit and not layout.refit.model.is_complete:
-            train_refit(run)
+        if plan.config.refit:
+            if list_missing_of_training(layout.refit, refit=True):
+                train_refit(run)
+            _draw_curves(run, layout.refit)
         processes.close()
     finally:
         if processes.runtime is not None:
@@ -128,11 +137,30 @@ def _run(
 
 
 def _run_fold(run: TrainingRun, k: int) -> None:
-    """Train the model of fold k where it is not stored, and predict the fold's test part."""
+    """Train the model of fold k, and predict the fold's test part, where results are missing."""
     layout = RunLayout(run.folder)
     fold = layout.fold(k)
-    if not fold.model.is_complete:
-        train_fold(run, k)
+    if missing := list_missing_results(layout, k, run.plan.splits.folds[k].test):
+        if fold.failed.is_file():
+            names = several([str(path.relative_to(run.folder)) for path in missing])
+            run.display.say(f"missing in {run.folder}, so made again: {names}")
+        if list_missing_of_training(fold):
+            train_fold(run, k)
+            check_frozen_start(fold)
+        _predict_fold(run, k)
+    _draw_curves(run, fold)
+
+
+def _draw_curves(run: TrainingRun, fold: FoldLayout) -> None:
+    """Draw the figures of a finished training again if they are missing."""
+    if run.after_epoch is not None and fold.epochs.is_file() and not fold.curves.is_file():
+        run.after_epoch(fold.folder)
+
+
+def _predict_fold(run: TrainingRun, k: int) -> None:
+    """Predict the test part of fold k by its model, and by that of its frozen start."""
+    layout = RunLayout(run.folder)
+    fold = layout.fold(k)
     n_heatmaps = -(-run.config.heatmaps // len(run.plan.splits.folds))
     summary = _predict_test(run, k, fold, layout.heatmaps_folder, n_heatmaps)
     if fold.frozen.model.is_complete:

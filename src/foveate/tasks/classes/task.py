@@ -96,7 +96,8 @@ class ClassTask(AbstractTask):
             name = cls.__module__.rsplit(".", 1)[-1].rstrip("_")
             shown = ", ".join(distinct[:8])
             raise TableError(
-                f"holds {len(distinct)} labels, which task '{name}' does not fit: {shown}"
+                f"holds {len(distinct)} labels, which task '{name}' does not fit: {shown}; take "
+                "another --task, or name another column with --label"
             )
         return {"classes": distinct}
 
