@@ -153,7 +153,7 @@ def _batch_of_volumes() -> Batch:
             lambda: _open_workers(Ensemble((_model(),))),  # type: ignore[arg-type]
         ),
         (
-            "memory: 1 axes cannot be drawn, only 2 or 3",
+            "memory: 1 axes, expected 2 or 3 to draw it",
             lambda: aim(PyramidImage(np.zeros((8, 3), np.uint8)), Evidence(*EVIDENCE)),
         ),
         (
@@ -216,7 +216,10 @@ def _evidence(**changes: object) -> Evidence:
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        ("boxes of (2, 2) in an image of [0. 0. 0.]", lambda: _evidence(extent_um=np.zeros(3))),
+        (
+            "boxes of (2, 2), expected the axes of [0. 0. 0.]",
+            lambda: _evidence(extent_um=np.zeros(3)),
+        ),
         ("evidence weights must be at least 0", lambda: _evidence(weight=np.array([1.0, -1.0]))),
         (
             "probabilities of shape (0, 2), expected (n, k) with n >= 1, k >= 2",

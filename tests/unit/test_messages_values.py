@@ -58,7 +58,7 @@ def refused(kind: type[Exception], words: str, call: Call) -> None:
         ("and size (1.0,) need the same axes", lambda: Box((0, 0), (1,), Frame.UM)),
         ("a box needs finite numbers, got", lambda: Box((0, np.nan), (1, 1), Frame.UM)),
         ("a box needs a positive size on every axis, got", lambda: Box((0,), (0,), Frame.UM)),
-        ("with level 0: only PX has a level", lambda: Box((0,), (1,), Frame.UM, 0)),
+        ("with level 0: give a level with PX", lambda: Box((0,), (1,), Frame.UM, 0)),
         ("expected a box in frame", lambda: um_from_px0(ONE_PX, (1.0, 1.0))),
         ("expected a box with 3 axes, got 2", lambda: px0_from_um(ONE_PX, (1.0, 1.0, 1.0))),
     ],
@@ -93,7 +93,11 @@ def test_evidence_of_a_volume_does_not_fit_a_picture(tmp_path: Path) -> None:
     ("kind", "words", "call"),
     [
         (ValueError, "a remainder of 1.5, expected 0 to 1", lambda: _evidence(remainder=1.5)),
-        (ValueError, "boxes of (2, 2) and (1, 2)", lambda: _evidence(size_um=np.ones((1, 2)))),
+        (
+            ValueError,
+            "origins of (2, 2) and sizes of (1, 2)",
+            lambda: _evidence(size_um=np.ones((1, 2))),
+        ),
         (ValueError, "(3,) weights for 2 boxes", lambda: _evidence(weight=np.ones(3))),
         (ValueError, "3 rows of weights for 2", lambda: _evidence(by_output=np.ones((3, 2)))),
         (
@@ -164,8 +168,8 @@ def test_yaml_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tile_px: got 100, allowed: 128, 256, 512", {"tile_px": 100}),
         ("quality: got 0, allowed: 1 to 100", {"quality": 0}),
         ("needs at least four tiles per side", {"shape_px0": (512, 512)}),
-        ("n_deciding (3, 40) may exceed n_nodules", {"n_deciding": (3, 40)}),
-        ("nodule_diameter_px0: at most", {"nodule_diameter_px0": (224.0, 1e6)}),
+        ("n_deciding: got (3, 40), expected at most", {"n_deciding": (3, 40)}),
+        ("nodule_diameter_px0: expected at most", {"nodule_diameter_px0": (224.0, 1e6)}),
     ],
 )
 def test_synthetic_slides(words: str, changes: dict[str, object]) -> None:
@@ -175,7 +179,7 @@ def test_synthetic_slides(words: str, changes: dict[str, object]) -> None:
 def test_synthetic_cohorts(tmp_path: Path) -> None:
     refused(
         OptionError,
-        "n_patients: got 9 for 4 slides; a patient has one or two slides",
+        "n_patients: got 9 for 4 slides, expected one or two slides each",
         lambda: write_cohort(tmp_path, CohortSpec(n_slides=4, n_patients=9, spec=SlideSpec())),
     )
 

@@ -127,7 +127,7 @@ def test_weights_of_another_form(name: str, shape: tuple[int, ...], tmp_path: Pa
 def test_a_file_of_weights_that_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     (tmp_path / f".{path.name}.{os.getpid()}.part").mkdir()
-    words = f"{path} could not be written; is the folder there and may you write to it?"
+    words = f"{path} could not be written; check that the folder is there, that you may write to it"
     refused(words, lambda: write_tensors(path, {"a": torch.zeros(2)}, {}))
 
 

@@ -89,10 +89,9 @@ def handmade_run(folder: Path, *, folds=1, classes=CLASSES, n=44, heatmaps=7, se
         write_csv(folder / f"fold_{fold}" / "predictions.csv", fold_rows)
         card = {"method": "glimpse", "task": name, "settled": {"classes": list(classes)}}
         provenance = {"threshold": 0.4321 if k == 2 else None, "temperature": 1.37 + fold}
-        write_json(
-            folder / f"fold_{fold}" / "model" / "model.json",
-            {**card, "provenance": provenance},
-        )
+        model = folder / f"fold_{fold}" / "model"
+        write_json(model / "model.json", {**card, "provenance": provenance})
+        (model / "model.safetensors").touch()
     _write_heatmaps(folder / "heatmaps", rows, classes, heatmaps)
     return folder
 
@@ -354,6 +353,7 @@ def test_page_states_which_models_predict(tmp_path):
     assert "No model answers for new images yet" in page_of(run).visible_text()
     about = {"refit": True, "n_train": 60, "train": {"seconds": 75.0}}
     write_json(run / "refit" / "model" / "model.json", {"provenance": about})
+    (run / "refit" / "model" / "model.safetensors").touch()
     text = page_of(run).visible_text()
     assert "one model, refitted on all 60 images after the folds (1 min 15 s)" in text
     (run / "fold_1" / "model" / "model.json").unlink()
