@@ -13,7 +13,28 @@ from foveate.parts.options import NameOf
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class TableOptions:
+    """How a table of images and labels is read, by ``train`` and ``check``.
+
+    Attributes:
+        column: column of the images' paths, where it is not recognised.
+        label: column of labels, where it is not recognised.
+        patient: column that groups the images of one patient.
+        files: second table with one row per image, where the table has one row per patient.
+        images: folder that paths are relative to.
+        classes: keep only images with these labels, comma-separated.
+    """
+
+    column: str | None = option(None, flags=("--path",), keys=("table.image",))
+    label: str | None = option(None, keys=("table.label",))
+    patient: str | None = option(None, keys=("table.patient",))
+    files: Path | str | None = option(None, keys=("table.files",))
+    images: Path | str | None = option(None, keys=("table.images",))
+    classes: str | None = option(None, keys=("table.classes",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(TableOptions):
     """What is trained on which images; an option that is None follows the config.
 
     Attributes:
@@ -21,12 +42,6 @@ class RunOptions:
         encoder: name of the encoder, or of a network of timm; ``auto`` is lite0 for pictures and
             slides and slices for volumes, with the ImageNet weights of the installation.
         task: name of the task; ``auto`` follows the labels.
-        column: column of the images' paths, where it is not recognised.
-        label: column of labels, where it is not recognised.
-        patient: column that groups the images of one patient.
-        files: second table with one row per image, where the table has one row per patient.
-        images: folder that paths are relative to.
-        classes: keep only images with these labels, comma-separated.
         folds: number of folds of cross-validation; 1 is a single hold-out.
         epochs: largest number of epochs end to end.
         seed: seed of the split and of training.
@@ -48,12 +63,6 @@ class RunOptions:
     method: Annotated[str, NameOf("methods")] | None = option(None, shown=defaults.METHOD)
     encoder: Annotated[str, NameOf("encoders")] | None = option(None, shown=defaults.ENCODER)
     task: Annotated[str, NameOf("tasks")] | None = option(None, shown=defaults.TASK)
-    column: str | None = option(None, flags=("--path",), keys=("table.image",))
-    label: str | None = option(None, keys=("table.label",))
-    patient: str | None = option(None, keys=("table.patient",))
-    files: Path | str | None = option(None, keys=("table.files",))
-    images: Path | str | None = option(None, keys=("table.images",))
-    classes: str | None = option(None, keys=("table.classes",))
     folds: int | None = option(None, keys=("split.folds",), shown=defaults.FOLDS)
     epochs: int | None = option(None, keys=("train.epochs",), shown="follows the number of images")
     seed: int | None = option(None, keys=("train.seed", "split.seed"), shown=defaults.SEED)
