@@ -7,6 +7,7 @@ the process, also where a decoder never returns to Python.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -42,7 +43,7 @@ def main() -> None:
 def _limit_memory(memory_bytes: int) -> None:
     """Limit the memory that this process may allocate; files that it maps do not count."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    if hard == resource.RLIM_INFINITY or memory_bytes < hard:
+    with contextlib.suppress(OSError, ValueError):  # a system without this limit, or a lower one
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
 
 

@@ -1,6 +1,7 @@
-"""Estimate what a training will cost, from a few images that are read and one that is encoded.
+"""Estimate what a training will cost, from the times of reading and of encoding one glimpse.
 
-The number of patches follows from the plan of a training; the time of one patch is measured here.
+The number of patches follows from the plan of a training. The check has measured how long reading
+takes, in all images; how long encoding takes is measured here.
 Steps end to end are counted as three times the encoding of what they read, as gradients cost
 about twice the values. So the estimate is rough, and the page says what it rests on; training
 itself measures steps, and prints time and memory before each stage.
@@ -8,7 +9,6 @@ itself measures steps, and prints time and memory before each stage.
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
@@ -22,14 +22,14 @@ from torch import Tensor
 from foveate import defaults
 from foveate.batch import View
 from foveate.checks.images import list_plan_facts
+from foveate.checks.probe import GLIMPSE_PX, REGION_PX
 from foveate.checks.records import ImageRecord
 from foveate.encoders import build_encoder
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import FoveateError, converting
-from foveate.geometry import Box, Frame, shape_from_size_um, size_um_from_shape
-from foveate.images.image import AbstractImage
+from foveate.geometry import shape_from_size_um, size_um_from_shape
 from foveate.images.likeness import ImageFacts
-from foveate.loading.scan import ViewOptions, choose_view, open_case
+from foveate.loading.scan import ViewOptions, choose_view
 from foveate.messages.display import Display
 from foveate.methods.base import AbstractMethod
 from foveate.parts import find, names
@@ -38,8 +38,8 @@ from foveate.presentation import write_duration, write_memory
 from foveate.runs.schedule import TrainOptions, settle_schedule
 from foveate.table import Case
 
-_IMAGES, _PATCHES = 3, 8
-"""Images that are read, and patches that are read of each and encoded together."""
+_PATCHES = 8
+"""Patches that are encoded together."""
 _STEP = 3.0
 """Cost of a training step, in encodings without gradients."""
 _TRAINING_PART = 0.75 * 0.8
@@ -119,7 +119,8 @@ def estimate_cost(
         name = defaults.ENCODER_BY_AXES[view.axes]
         with converting("the estimate of costs"):
             encoder = build_encoder(name, pretrained=False).eval()
-            speed = _measure(usable, records, view, encoder, assume_spacing_um)
+            known = [records[case.image_id] for case in usable]
+            speed = _measure(known, view, encoder)
     except FoveateError as error:
         return Cost((), f"No estimate: {error}")
     shares = [records[case.image_id].foreground or 1.0 for case in usable]
@@ -128,12 +129,13 @@ def estimate_cost(
         for method in names("methods")
         if (row := _estimate_method(method, view, facts, shares, speed)) is not None
     ]
-    device = "a GPU, which training would use, is faster" if _has_gpu() else "no GPU was found"
+    gpu = torch.cuda.is_available()
+    device = "a GPU, which training would use, is faster" if gpu else "no GPU was found"
     return Cost(
         tuple(rows),
         f"For one fold, encoder {name}, patches of {view.patch_px} pixels, "
         f"{round(_TRAINING_PART * len(usable))} of {len(usable)} images in the training part. "
-        f"Measured here on the CPU ({device}): {write_duration(speed.read_glimpse_s)} to read a "
+        f"Measured on the CPU ({device}): {write_duration(speed.read_glimpse_s)} to read a "
         f"glimpse, {write_duration(speed.read_patch_s)} a patch, "
         f"{write_duration(speed.glimpse_s)} and {write_duration(speed.patch_s)} to encode them. A "
         "step is counted as three encodings. Memory of a step is not estimated: training measures "
@@ -142,37 +144,20 @@ def estimate_cost(
     )
 
 
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()
-
-
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def _measure(
-    cases: Sequence[Case],
-    records: Mapping[str, ImageRecord],
-    view: View,
-    encoder: AbstractEncoder,
-    assumed_um: float | None,
-) -> Speed:
-    """Read a few images of middle size, and encode a glimpse and a few patches."""
-    by_size = sorted(cases, key=lambda case: math.prod(records[case.image_id].shape))
-    start = max(0, (len(by_size) - _IMAGES) // 2)
-    glimpse_s, patch_s, shapes = [], [], []
-    for case in by_size[start : start + _IMAGES]:
-        with open_case(case, assume_spacing_um=assumed_um) as image:
-            begun = time.perf_counter()
-            glimpse = image.glimpse(view.glimpse_spacing_um)
-            glimpse_s.append(time.perf_counter() - begun)
-            shapes.append(glimpse.shape[:-1])
-            patch_s.append(_time(functools.partial(_read_patches, image, view)) / _PATCHES)
+def _measure(records: Sequence[ImageRecord], view: View, encoder: AbstractEncoder) -> Speed:
+    """Take the times of reading from the check, and encode a glimpse and a few patches."""
     space = (view.patch_px,) * view.axes
+    scale = view.patch_px**view.axes / REGION_PX[view.axes] ** view.axes
+    middle = sorted(records, key=lambda r: math.prod(r.shape))[len(records) // 2]
+    shrink = max(1.0, max(middle.shape) / GLIMPSE_PX[view.axes])
+    whole = torch.zeros(1, 3, *(max(32, round(n / shrink)) for n in middle.shape))
     patches = torch.zeros(_PATCHES, 3, *space)
-    whole = torch.zeros(1, 3, *(max(n, view.patch_px // 4) for n in shapes[len(shapes) // 2]))
     return Speed(
-        read_glimpse_s=statistics.median(glimpse_s),
-        read_patch_s=statistics.median(patch_s),
+        read_glimpse_s=statistics.median(r.glimpse_s for r in records),
+        read_patch_s=statistics.median(r.region_s for r in records) * scale,
         glimpse_s=_time(lambda: _encode(encoder, whole)),
         patch_s=_time(lambda: _encode(encoder, patches)) / _PATCHES,
         n_features=encoder.n_features,
@@ -187,17 +172,6 @@ def _time(work: Callable[[], object]) -> float:
         work()
         seconds.append(time.perf_counter() - begun)
     return min(seconds)
-
-
-def _read_patches(image: AbstractImage, view: View) -> None:
-    """Read patches along the diagonal of an image."""
-    size_um = size_um_from_shape((view.patch_px,) * view.axes, (view.spacing_um,) * view.axes)
-    for i in range(_PATCHES):
-        share = (i + 0.5) / _PATCHES
-        origin_um = tuple(
-            share * (whole - part) for whole, part in zip(image.box_um.size, size_um, strict=True)
-        )
-        image.read_at(Box(origin_um, size_um, Frame.UM), (view.patch_px,) * view.axes)
 
 
 def _encode(encoder: AbstractEncoder, pixels: Tensor) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,10 @@ from foveate.messages.warn import reset_warnings
 from foveate.readers import open_image
 from foveate.wording import one_line
 
-_GLIMPSE_PX = {2: 512, 3: 96}
+GLIMPSE_PX = {2: 512, 3: 96}
 """Long side of the glimpse, by the axes of the image."""
-_REGION_PX = {2: 256, 3: 32}
+REGION_PX = {2: 256, 3: 32}
+"""Side of the regions that are read, by the axes of the image."""
 _REGIONS = 3
 """Regions that are read at random places of every level."""
 _LEAST_CONTRAST = 8
@@ -75,10 +77,12 @@ class _Messages(logging.Handler):
 def _collect(path: Path, messages: list[str]) -> ImageRecord:
     """Collect the facts of an image; `messages` grows while the file is read."""
     with open_image(path) as image:
-        _read_regions(image)
+        region_s = _read_regions(image)
         bits = used_bits(image)
         white = float((1 << bits) - 1) if bits else white_value(image.dtype)
+        begun = time.perf_counter()
         glimpse = _read_glimpse(image)
+        glimpse_s = time.perf_counter() - begun
         tissue = None
         if image.kind == "slide":
             contrast = measure_slide_contrast(path, glimpse, image.background)
@@ -104,29 +108,39 @@ def _collect(path: Path, messages: list[str]) -> ImageRecord:
             foreground=None if tissue is None else round(float(tissue.mean()), 5),
             blank=is_blank(glimpse),
             unknown=round(count.unknown_px / max(count.decoded_px, 1), 5),
+            glimpse_s=round(glimpse_s, 4),
+            region_s=round(region_s, 5),
             warnings=tuple(messages),
             thumbnail=draw_thumbnail(values, tissue),
             print=make_print(values),
         )
 
 
-def _read_regions(image: AbstractImage) -> None:
-    """Read regions at random places of every level; the places follow from the file's name."""
+def _read_regions(image: AbstractImage) -> float:
+    """Read regions at random places of every level; return the seconds of one of level 0.
+
+    The places follow from the file's name. The first region of a file may decode all of it, which
+    counts.
+    """
+    seconds = []
     digest = hashlib.sha256(str(image.path.name).encode("utf-8", "replace")).digest()
     places = np.random.default_rng(list(digest[:8]))
     for index, level in enumerate(image.levels):
-        size = tuple(min(n, _REGION_PX[image.ndim]) for n in level.shape)
+        size = tuple(min(n, REGION_PX[image.ndim]) for n in level.shape)
         for _ in range(_REGIONS):
             origin = tuple(
                 int(places.integers(n - s + 1)) for n, s in zip(level.shape, size, strict=True)
             )
+            begun = time.perf_counter()
             image.read(Box(origin, size, Frame.PX, index))
+            seconds.append(time.perf_counter() - begun)
+    return sum(seconds[:_REGIONS]) / _REGIONS
 
 
 def _read_glimpse(image: AbstractImage) -> Pixels:
-    """Read the whole image small, its long side at most `_GLIMPSE_PX`, and no larger than it is."""
+    """Read the whole image small, its long side at most `GLIMPSE_PX`, and no larger than it is."""
     placed = RespacedImage(image, (1.0,) * image.ndim, unit="px")
-    return placed.glimpse(max(1.0, max(image.shape) / _GLIMPSE_PX[image.ndim]))
+    return placed.glimpse(max(1.0, max(image.shape) / GLIMPSE_PX[image.ndim]))
 
 
 def _measure_border(values: Pixels) -> float:

@@ -54,6 +54,7 @@ class ImageRecord:
             all is foreground.
         blank: whether all pixels of the glimpse have nearly the same colour.
         unknown: share of the pixels that are no finite numbers.
+        glimpse_s, region_s: seconds to read the glimpse, and a region of `probe.REGION_PX`.
         warnings: messages of the reader.
         thumbnail: a JPEG in base64.
         print: the small copy that images are compared by; empty if the image is flat.
@@ -76,6 +77,8 @@ class ImageRecord:
     foreground: float | None
     blank: bool
     unknown: float
+    glimpse_s: float
+    region_s: float
     warnings: tuple[str, ...]
     thumbnail: str
     print: str

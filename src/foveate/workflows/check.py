@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from foveate.checks.page import CheckedImages, write_check_page
 from foveate.checks.records import SEVERITIES, CheckFinding, ImageRecord
 from foveate.errors import CheckpointError, FoveateError
 from foveate.files.atomic import remove_partial_files, write_json
+from foveate.files.digest import code_sha256
 from foveate.files.journal import Journal
 from foveate.files.lock import NAME, lock_folder
 from foveate.files.run_layout import CheckLayout
@@ -37,6 +38,8 @@ from foveate.wording import one_line
 
 _SCHEMA = 1
 _MAX_WORKERS = 4
+_MAX_LABELS = 20
+"""Number of labels whose images are counted on the page."""
 COLUMNS = (
     *("image_id", "patient_id", "label", "path", "kind", "shape", "levels", "spacing_um"),
     *("spacing_from", "low", "high", "mean", "foreground", "channels", "bits", "file_bytes"),
@@ -121,7 +124,7 @@ def _probe(
     """Open every image that is not in the journal as it is now; return the entries by image id."""
     dependencies = {
         "check": _SCHEMA,
-        "version": __version__,
+        "code": code_sha256(),
         "plugins": sorted(map(str, plugin_folders())),
     }
     journal = Journal(CheckLayout(out).journal, dependencies, anew=True)
@@ -163,7 +166,10 @@ def _is_current(entry: Mapping[str, Any], state: Sequence[float]) -> bool:
     known = entry.get("state")
     if known is None:
         return False
-    return bool(known == list(state) if "failed" in entry else known[:2] == list(state[:2]))
+    if "failed" in entry:
+        return bool(known == list(state))
+    complete = all(field.name in entry for field in fields(ImageRecord))
+    return complete and bool(known[:2] == list(state[:2]))
 
 
 # -- the results ----------------------------------------------------------------------------------
@@ -215,7 +221,10 @@ def _settle_task(joined: JoinedTable, options: CheckOptions) -> tuple[AbstractTa
         task = build_task(options.task, labels, {}, column)
     except FoveateError:
         return None, ""
-    return task, f"Question: {task.describe()}, from the column '{column}'."
+    counts = sorted(Counter(labels).items())
+    listed = ", ".join(f"{label} {n}" for label, n in counts)
+    many = f"{len(counts)} different values" if len(counts) > _MAX_LABELS else f"images: {listed}"
+    return task, f"Question: {task.describe()}, from the column '{column}' ({many})."
 
 
 def _count_severities(findings: Sequence[CheckFinding]) -> str:
