@@ -19,8 +19,9 @@ from foveate._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from foveate.api.classifier import Classifier, NotFitted
-    from foveate.api.commands import compare, demo, doctor, list_methods, train
+    from foveate.api.commands import check, compare, demo, doctor, init, list_methods, train
     from foveate.api.explanation import Explanation
+    from foveate.checks.options import CheckOptions
     from foveate.errors import FoveateError
     from foveate.messages.display import ProgressUpdate
     from foveate.parts import add_plugin_folder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from foveate.workflows.predict import evaluate, predict
 
 _WHERE = {
+    "CheckOptions": "foveate.checks.options",
     "Classifier": "foveate.api.classifier",
     "EvaluateOptions": "foveate.prediction.options",
     "Explanation": "foveate.api.explanation",
@@ -42,11 +44,13 @@ _WHERE = {
     "ProgressUpdate": "foveate.messages.display",
     "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
+    "check": "foveate.api.commands",
     "compare": "foveate.api.commands",
     "demo": "foveate.api.commands",
     "describe_method": "foveate.workflows.catalogue",
     "doctor": "foveate.api.commands",
     "evaluate": "foveate.workflows.predict",
+    "init": "foveate.api.commands",
     "list_methods": "foveate.api.commands",
     "load_model": "foveate.runs.models",
     "open_image": "foveate.readers",
@@ -57,6 +61,7 @@ _WHERE = {
 _RENAMED = {"load_model": "find_models"}
 
 __all__ = [
+    "CheckOptions",
     "Classifier",
     "EvaluateOptions",
     "Explanation",
@@ -66,11 +71,13 @@ __all__ = [
     "ProgressUpdate",
     "RunOptions",
     "add_plugin_folder",
+    "check",
     "compare",
     "demo",
     "describe_method",
     "doctor",
     "evaluate",
+    "init",
     "list_methods",
     "load_model",
     "open_image",

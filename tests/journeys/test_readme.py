@@ -32,6 +32,8 @@ SMALL = (
     *("--heatmaps", "1"),
 )
 FLAGS: dict[str, tuple[str, ...]] = {
+    "init": (),
+    "check": (),
     "train": SMALL,
     "predict": ("--heatmaps", "1"),
     "evaluate": (),
@@ -39,6 +41,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "doctor": (),
 }
 """Flags behind each command, for a run of seconds."""
+
+CODES = {"check": (0, 2)}
+"""Exit codes other than 0 that are no failure: files of the two classes differ in size here."""
 
 PYTHON_SMALL = (
     "folds=2, encoder='small', encoder__width=8, encoder__dim=16, epochs=1, heatmaps=1, "
@@ -95,7 +100,7 @@ def test_the_readme_runs(folder: Path, foveate: Callable[..., Completed]) -> Non
     for command in COMMANDS:
         _, name, *words = command.split()
         ended = foveate(name, *words, *FLAGS[name])
-        assert ended.returncode == 0, f"{command}: {ended.stderr}"
+        assert ended.returncode in CODES.get(name, (0,)), f"{command}: {ended.stderr}"
     assert (folder / "runs" / "first" / "report.html").is_file()
     for out in ("out", "external"):
         assert (folder / out / "predictions.csv").is_file()

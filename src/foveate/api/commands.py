@@ -22,6 +22,8 @@ from foveate.table.frames import store_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from foveate.checks.options import CheckOptions
+    from foveate.workflows.check import CheckResult
     from foveate.workflows.compare import Comparison
     from foveate.workflows.demo import DemoResult
     from foveate.workflows.doctor import Finding
@@ -76,6 +78,69 @@ def train(
     result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
     return result
+
+
+def check(
+    source: Path | str,
+    out: Path | str | None = None,
+    options: CheckOptions | None = None,
+    *,
+    on_progress: OnUpdate | Display | None = None,
+) -> CheckResult:
+    """Check a table and its images before training: find what would stop or spoil it.
+
+    Every image is opened in a child process. The same call continues a check that was stopped, and
+    opens only images that have changed. No file of yours is changed.
+
+    Args:
+        source: a table of images and labels, or a folder of images.
+        out: folder for the results; by default ``check`` beside the table.
+        options: columns of the table, limits and so on.
+        on_progress: called with the progress of the work.
+
+    Returns:
+        The findings, worst first, and the next command.
+
+    Raises:
+        FoveateError: there is nothing to check, or the results cannot be written.
+
+    Example:
+        >>> foveate.check("labels.csv", "check").n_images
+        24
+    """
+    from foveate.checks.options import CheckOptions
+    from foveate.workflows.check import run_check
+
+    source = Path(source)
+    folder = source.parent / "check" if out is None else Path(out)
+    return run_check(source, folder, options or CheckOptions(), as_display(on_progress))
+
+
+def init(folder: Path | str, out: Path | str = "labels.csv") -> tuple[str, ...]:
+    """Write a table of the images in a folder, for you to fill in.
+
+    Patients and labels are filled in only where names of files and folders say them for certain.
+
+    Args:
+        folder: the folder of the images.
+        out: the table, which must not exist.
+
+    Returns:
+        Lines that say how patients and labels were found, and what is left to fill in.
+
+    Raises:
+        TableError: the table exists, or the folder holds no image.
+
+    Example:
+        >>> foveate.init("in", "drafted.csv")[0]
+        '24 images in in'
+    """
+    from foveate.readers import is_image_folder
+    from foveate.table.draft import draft_rows, write_draft
+
+    draft = draft_rows(Path(folder), is_image_folder)
+    write_draft(draft, Path(out))
+    return draft.notes
 
 
 def compare(

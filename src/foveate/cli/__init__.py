@@ -126,6 +126,7 @@ _HELP = """Classify images far larger than a GPU's memory, from image-level labe
 
 \b
 Start here:    foveate demo
+Before:        foveate check labels.csv
 Your images:   foveate train labels.csv --out runs/first
 New images:    foveate predict runs/first slides/ --out predictions
 """
@@ -146,6 +147,8 @@ def cli(ctx: click.Context, /) -> None:
 
 for command in (
     demo,
+    commands.init,
+    commands.check,
     commands.train,
     commands.compare,
     commands.predict,

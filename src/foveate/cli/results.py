@@ -8,10 +8,35 @@ from typing import TYPE_CHECKING
 import click
 
 from foveate.cli.words import OK, PARTIAL
-from foveate.files.run_layout import RunLayout
+from foveate.files.run_layout import CheckLayout, RunLayout
 
 if TYPE_CHECKING:
+    from foveate.workflows.check import CheckResult
     from foveate.workflows.train import RunResult
+
+
+_MAX_NOTES = 5
+"""Number of notes of a check that are printed; the page has all."""
+
+
+def print_findings(result: CheckResult) -> None:
+    """Print the findings of a check, the worst first, and the next command.
+
+    Args:
+        result: result of the check.
+    """
+    notes = 0
+    for finding in result.findings:
+        notes += finding.severity == "note"
+        if notes > _MAX_NOTES:
+            break
+        click.echo(f"{finding.severity:<8}  {finding.kind}: {finding.text}")
+        if finding.remedy:
+            click.echo(f"{'':<10}{finding.remedy}")
+    click.echo(f"\n{result!r}")
+    files = CheckLayout(result.folder)
+    click.echo(f"page:     {files.page}\nwritten:  {files.images}, {files.findings}")
+    click.echo(f"next:     {result.command}")
 
 
 def print_next(result: RunResult, page: Path) -> None:

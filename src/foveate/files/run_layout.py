@@ -89,6 +89,22 @@ class PredictionLayout(AbstractLayout):
         return PredictionLayout(self.parts / name)
 
 
+class CheckLayout(AbstractLayout):
+    """The folder of ``check``.
+
+    Attributes:
+        journal: facts about images, written one by one.
+        images: a row per image: its facts and findings.
+        findings: the findings, worst first, and what they rest on.
+        page: the page.
+    """
+
+    journal = _Entry("check.jsonl")
+    images = _Entry("check.csv")
+    findings = _Entry("check.json")
+    page = _Entry("check.html")
+
+
 class CheckpointLayout(AbstractLayout):
     """The folder of weights of a training that is going on.
 

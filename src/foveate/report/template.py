@@ -10,17 +10,18 @@ from foveate._version import __version__
 from foveate.presentation import write_count, write_decimals, write_percent
 
 
-def fill_template(name: str, values: Mapping[str, Any]) -> str:
-    """Fill a template of this folder; a value that it lacks is an error.
+def fill_template(name: str, values: Mapping[str, Any], *, folder: Path | None = None) -> str:
+    """Fill a template; a value that it lacks is an error.
 
     Args:
         name: file name of the template.
         values: values by the names that the template uses; ``version`` is added.
+        folder: folder of the template; by default, and for what it includes, this one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*([folder] if folder else []), Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

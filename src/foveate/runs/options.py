@@ -13,14 +13,10 @@ from foveate.parts.options import NameOf
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What is trained on which images; an option that is None follows the config.
+class TableOptions:
+    """How a table of images and labels is read, by ``train`` and ``check``.
 
     Attributes:
-        method: name of the method; ``foveate methods`` describes them.
-        encoder: name of the encoder, or of a network of timm; ``auto`` is lite0 for pictures and
-            slides and slices for volumes, with the ImageNet weights of the installation.
-        task: name of the task; ``auto`` follows the labels.
         column: column of the images' paths, where it is not recognised.
         label: column of labels, where it is not recognised.
         patient: column that groups the images of one patient.
@@ -29,6 +25,26 @@ class RunOptions:
         classes: keep only images with these labels, comma-separated.
         renamed: new name by label of the table, stored with the models; with an empty name, the
             label is missing.
+    """
+
+    column: str | None = option(None, flags=("--path",), keys=("table.image",))
+    label: str | None = option(None, keys=("table.label",))
+    patient: str | None = option(None, keys=("table.patient",))
+    files: Path | str | None = option(None, keys=("table.files",))
+    images: Path | str | None = option(None, keys=("table.images",))
+    classes: str | None = option(None, keys=("table.classes",))
+    renamed: Mapping[str, str] | None = option(None, flags=("--map",), keys=("table.renamed",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(TableOptions):
+    """What is trained on which images; an option that is None follows the config.
+
+    Attributes:
+        method: name of the method; ``foveate methods`` describes them.
+        encoder: name of the encoder, or of a network of timm; ``auto`` is lite0 for pictures and
+            slides and slices for volumes, with the ImageNet weights of the installation.
+        task: name of the task; ``auto`` follows the labels.
         folds: number of folds of cross-validation; 1 is a single hold-out.
         epochs: largest number of epochs end to end.
         seed: seed of the split and of training.
@@ -50,13 +66,6 @@ class RunOptions:
     method: Annotated[str, NameOf("methods")] | None = option(None, shown=defaults.METHOD)
     encoder: Annotated[str, NameOf("encoders")] | None = option(None, shown=defaults.ENCODER)
     task: Annotated[str, NameOf("tasks")] | None = option(None, shown=defaults.TASK)
-    column: str | None = option(None, flags=("--path",), keys=("table.image",))
-    label: str | None = option(None, keys=("table.label",))
-    patient: str | None = option(None, keys=("table.patient",))
-    files: Path | str | None = option(None, keys=("table.files",))
-    images: Path | str | None = option(None, keys=("table.images",))
-    classes: str | None = option(None, keys=("table.classes",))
-    renamed: Mapping[str, str] | None = option(None, flags=("--map",), keys=("table.renamed",))
     folds: int | None = option(None, keys=("split.folds",), shown=defaults.FOLDS)
     epochs: int | None = option(None, keys=("train.epochs",), shown="follows the number of images")
     seed: int | None = option(None, keys=("train.seed", "split.seed"), shown=defaults.SEED)

@@ -43,6 +43,7 @@ __all__ = [
     "patient_key",
     "patient_names",
     "read_cases",
+    "read_tables",
     "safe_id",
     "save_splits",
     "spacing_factor",
@@ -81,7 +82,7 @@ def read_cases(
     if images is not None and not images.is_dir():
         raise TableError(f"--images {images}: no such folder; check the name")
     names, rules = columns or NamedColumns(), labels or LabelRules()
-    sheet = _read_tables(table, files, names)
+    sheet = read_tables(table, files, names)
     to_train = rules.needed and rules.for_training
     need_label = rules.needed or rules.wanted is not None
     roles = recognise(sheet, names, need_label=need_label, to_train=to_train)
@@ -157,8 +158,17 @@ def describe_results(paths: Sequence[Path]) -> str:
     return f"left out, as results of foveate: {several([str(path) for path in paths])}"
 
 
-def _read_tables(table: Path, files: Path | None, names: NamedColumns) -> TableSheet:
-    """Read the table, joined with the table of files if there is one."""
+def read_tables(table: Path, files: Path | None, names: NamedColumns) -> TableSheet:
+    """Read the table, joined with the table of files if there is one.
+
+    Args:
+        table: a table with one row per image; or, together with `files`, with one per patient.
+        files: a second table, with one row per image; None for none.
+        names: the columns that the user names.
+
+    Raises:
+        TableError: a table cannot be read, or the two have no patient in common.
+    """
     known = header_names(names)
     sheet = read_sheet(table, known)
     return sheet if files is None else _join(sheet, read_sheet(files, known), names.patient)

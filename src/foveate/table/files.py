@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from foveate.errors import TableError
-from foveate.files.run_layout import ComparisonLayout, PredictionLayout, RunLayout
+from foveate.files.run_layout import (
+    CheckLayout,
+    ComparisonLayout,
+    PredictionLayout,
+    RunLayout,
+)
 from foveate.table.same import clean
 from foveate.wording import printable_name
 
@@ -40,7 +45,9 @@ _HELPER_FOLDERS = frozenset(
     | {"system volume information", "@tmp", "#snapshot"}
 )
 """Folders that network disks and systems put beside the user's files, in small letters."""
-_RESULT_FILES = frozenset({PredictionLayout.journal, RunLayout.splits, ComparisonLayout.result})
+_RESULT_FILES = frozenset(
+    {PredictionLayout.journal, RunLayout.splits, ComparisonLayout.result, CheckLayout.journal}
+)
 """Files that only a folder of foveate's own results holds."""
 _RESULT_PICTURES = frozenset({PredictionLayout.heatmaps_folder, RunLayout.figures})
 """Folders of pictures in a folder of results."""

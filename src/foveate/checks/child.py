@@ -1,0 +1,51 @@
+"""The child process of a check: reads paths, one JSON text a line, and answers each with a line.
+
+Started by `foveate.checks.children` as ``python -m foveate.checks.child``. What libraries print
+cannot disturb the answers, which go to a copy of standard output. A file that takes too long ends
+the process, also where a decoder never returns to Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+_SLACK_S = 5
+"""Seconds after the limit until the process ends itself, where nobody has ended it before."""
+
+
+def main() -> None:
+    """Answer until standard input ends. Arguments: seconds, bytes of memory, plug-in folders."""
+    seconds, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the command ends its children itself
+    from foveate.checks.probe import probe
+    from foveate.parts import add_plugin_folder
+
+    for folder in sys.argv[3:]:
+        add_plugin_folder(Path(folder))
+    _limit_memory(memory_bytes)
+    for line in sys.stdin:
+        signal.alarm(seconds + _SLACK_S)
+        answer = probe(Path(json.loads(line)))
+        signal.alarm(0)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Limit the memory that this process may allocate; files that it maps do not count."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    with contextlib.suppress(OSError, ValueError):  # a system without this limit, or a lower one
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
+
+
+if __name__ == "__main__":
+    main()

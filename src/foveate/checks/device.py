@@ -1,0 +1,75 @@
+"""Read which device and program made a file, as far as the file states it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+from pathlib import Path
+
+from foveate.errors import FoveateError, converting
+
+_TAGS = {"Make": 271, "Model": 272, "Software": 305}
+_SCANNER = re.compile(r"ScanScope ID\s*=\s*([^|\r\n]+)")
+_OPENSLIDE = (
+    *("openslide.vendor", "aperio.ScanScope ID", "hamamatsu.Product", "mirax.GENERAL.SLIDE_ID"),
+    *("tiff.Make", "tiff.Model", "leica.device-model", "philips.DICOM_MANUFACTURER"),
+)
+_MAX_LETTERS = 80
+
+
+def read_device(path: Path, reader: str) -> str:
+    """Return maker, model and program in one line; empty if the file states none.
+
+    Args:
+        path: the file.
+        reader: name of the library that reads the file.
+    """
+    if not path.is_file():
+        return ""
+    look = _read_openslide if reader.startswith("OpenSlide") else _read_tags
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        look = _read_nifti
+    with contextlib.suppress(FoveateError, OSError, ValueError, struct.error), converting(path):
+        words = dict.fromkeys(" ".join(word.split()) for word in look(path))
+        return " · ".join(word for word in words if word)[:_MAX_LETTERS]
+    return ""
+
+
+def _read_openslide(path: Path) -> list[str]:
+    import openslide
+
+    with openslide.OpenSlide(str(path)) as slide:
+        return [str(slide.properties.get(key, "")) for key in _OPENSLIDE]
+
+
+def _read_tags(path: Path) -> list[str]:
+    """Read the tags of a TIFF, or those of a camera in a JPEG or PNG."""
+    from PIL import Image
+
+    head = path.open("rb").read(4)
+    if head[:2] in (b"II", b"MM"):
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            tags = file.pages.first.tags
+            scanner = _SCANNER.search(str(tags.valueof(270, default="")))
+            stated = [str(tags.valueof(tag, default="")) for tag in _TAGS.values()]
+        return [*stated, scanner[1] if scanner else ""]
+    with Image.open(path) as picture:
+        exif = picture.getexif()
+        stated = [str(exif.get(tag, "")) for tag in _TAGS.values()]
+        return [*stated, str(picture.info.get("Software", ""))]
+
+
+def _read_nifti(path: Path) -> list[str]:
+    """Read the description in the header of a NIfTI file, which names the program."""
+    import gzip
+
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        head = file.read(228)
+    # Descriptions may hold times and orders of a scan; the program is their first word.
+    words = head[148:228].split(b"\0")[0].decode("latin-1").split(";")[0].split()
+    return words[:1]
