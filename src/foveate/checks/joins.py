@@ -142,8 +142,11 @@ def _read(source: Path, options: CheckOptions) -> tuple[CaseTable, list[CheckFin
         TableError: neither the table nor a folder of images can be read.
     """
     wanted = None if options.classes is None else [w.strip() for w in options.classes.split(",")]
+    renamed = options.renamed or {}
     try:
-        return _read_by_rules(source, options, LabelRules(wanted, task=options.task)), []
+        return _read_by_rules(
+            source, options, LabelRules(wanted, task=options.task, renamed=renamed)
+        ), []
     except TableError as error:
         refused = error
     finding = CheckFinding(
@@ -155,7 +158,7 @@ def _read(source: Path, options: CheckOptions) -> tuple[CaseTable, list[CheckFin
         weight=9.0,
     )
     for rules in (
-        LabelRules(for_training=False, task=options.task),
+        LabelRules(for_training=False, task=options.task, renamed=renamed),
         LabelRules(needed=False, for_training=False),
     ):
         try:
