@@ -38,7 +38,9 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(options.image, options.patient, options.label),
-        labels=LabelRules(wanted=options.classes, task=config.task),
+        labels=LabelRules(
+            wanted=options.classes, task=config.task, task_options=config.task_options
+        ),
         is_image=is_image_folder,
     )
     for note in table.notes:

@@ -12,13 +12,13 @@ from foveate.table.columns import NamedColumns, choose_patient, header_names, re
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
+from foveate.table.joined import describe_parts, find_parts, join_parts
 from foveate.table.known import with_known_labels
 from foveate.table.missing import is_missing, list_words
 from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
-from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit
 from foveate.wording import several
@@ -80,28 +80,32 @@ def read_cases(
     sheet = _read_tables(table, files, names)
     to_train = rules.needed and rules.for_training
     need_label = rules.needed or rules.wanted is not None
-    roles = recognise(sheet, names, need_label=need_label, to_train=to_train)
-    survival = survival_columns(sheet, [str(roles.label)]) if rules.task == AUTO else None
-    if to_train and survival:
-        raise TableError(f"{sheet.path}: {survival}")
+    roles = recognise(sheet, names, need_label=need_label, to_train=to_train, task=rules.task)
+    if roles.parts:
+        sheet, task = join_parts(sheet, roles.parts, rules.task, rules.task_options)
+        rules = replace(rules, task=task)
+    elif to_train and rules.task == AUTO and (parts := find_parts(sheet, AUTO, named=roles.label)):
+        raise TableError(f"{sheet.path}: {describe_parts(parts, roles.label)}")
     builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent, is_image))
     cases = builder.build(rules)
     if to_train:
-        _check_labels(sheet, str(roles.label), builder, cases, rules.task)
+        _check_labels(sheet, str(roles.label), builder, cases, rules)
     return CaseTable(
         cases=cases,
         label_column=roles.label,
         columns=roles.by_role(),
         notes=(*sheet.notes, *roles.notes, *builder.notes),
         set_aside=tuple(builder.set_aside),
+        task=rules.task,
     )
 
 
 def _check_labels(
-    sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], task: str
+    sheet: TableSheet, column: str, builder: CaseBuilder, cases: Sequence[Case], rules: LabelRules
 ) -> None:
     """Raise `TableError` if the task cannot be trained on the labels."""
-    if reason := explain_unfit(task, [str(case.label) for case in cases], column):
+    labels = [str(case.label) for case in cases]
+    if reason := explain_unfit(rules.task, labels, column, rules.task_options):
         aside = builder.set_aside
         left_out = [f"{len(aside)} rows set aside, the first: {aside[0].reason}"] if aside else []
         if builder.missing_words:

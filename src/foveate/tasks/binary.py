@@ -14,12 +14,8 @@ from foveate.errors import OptionError
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
+from foveate.tasks.classes.negatives import is_negative
 from foveate.wording import did_you_mean
-
-_NEGATIVE = (
-    *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
-    *("-", "wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
-)
 
 
 class BinaryTask(ClassTask):
@@ -55,8 +51,9 @@ class BinaryTask(ClassTask):
         return {"positive": self.classes[1]}
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return whether there are exactly two labels."""
+        del column
         return len(labels) == 2
 
     def loss(self, logits: Float[Tensor, "b 1"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -99,10 +96,4 @@ def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str
                 f"task.positive: no label '{positive}'.{did_you_mean(positive, classes)}"
             )
         return (*(c for c in classes if c != positive), positive)
-    return tuple(sorted(classes, key=lambda c: (not _is_negative(c), c)))
-
-
-def _is_negative(word: str) -> bool:
-    """Return whether a label is a common word for a negative finding."""
-    small = word.lower()
-    return small in _NEGATIVE or small.replace("-", "_") in _NEGATIVE
+    return tuple(sorted(classes, key=lambda c: (not is_negative(c), c)))

@@ -221,7 +221,12 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
-        labels=LabelRules(known=models.task.known_labels, for_training=False),
+        labels=LabelRules(
+            known=models.task.known_labels,
+            for_training=False,
+            task=models.card.task,
+            task_options=models.card.task_options,
+        ),
         is_image=is_image_folder,
     )
     try:
