@@ -56,10 +56,11 @@ class SurvivalTask(AbstractTask):
     """Predict how likely an event is in each of a few bins of time, and thereby the risk.
 
     A logit is the log odds of the event in a bin, if there was none before. The loss is the
-    likelihood of these hazards, a sum over images. The partial likelihood of Cox compares an image
-    with all who are at risk at the same time; the one or two images of a step are no such set, so
-    its gradient would be wrong or need stored answers of other images. The bins hold equal numbers
-    of the events of the training part, as in Zadeh and Schmid, IEEE TPAMI 43 (2021), 3126.
+    negative log-likelihood of these hazards, which needs one image at a time. The partial
+    likelihood of Cox compares an image with all who are at risk at the same time; the one or two
+    images of a step are no such set, and its gradient would need the answers to all others. The
+    bins hold equal numbers of the events of the training part, as in Zadeh and Schmid, IEEE TPAMI
+    43 (2021), 3126.
 
     Source: Gensheimer and Narasimhan, PeerJ 7 (2019), e6257: who is censored in the second half of
     a bin has survived it, and in the first half counts up to the bin before.
