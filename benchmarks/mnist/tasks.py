@@ -20,7 +20,7 @@ class PresenceTask(ClassTask):
         self.heads = (Head(name, len(self.columns), False, "max"),)
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return False: the task is never chosen automatically."""
         return False
 
@@ -51,7 +51,7 @@ class DigitTask(ClassTask):
         self.head, self.heads, self.smoothing = head, (head,), smoothing
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return False: the task is never chosen automatically."""
         return False
 
@@ -84,7 +84,7 @@ class JointTask(ClassTask):
         self.heads = tuple(head for part in parts.values() for head in part.heads)
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return False: the task is never chosen automatically."""
         return False
 

@@ -15,7 +15,14 @@ from foveate.parts import find, names
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 
-SAMPLES = (["a", "b"] * 15, ["a", "b", "c"] * 10, [f"{i / 7:.3f}" for i in range(30)])
+SAMPLES = (
+    ["a", "b"] * 15,
+    ["a", "b", "c"] * 10,
+    ["G1", "G2", "G3"] * 10,
+    [f"{i / 7:.3f}" for i in range(30)],
+    ["a|b", "a", "b|c", "c", "none"] * 6,
+    [f"{'no event until' if i % 3 else 'event at'} {20 + 7 * i}" for i in range(30)],
+)
 """Labels of thirty images, of which a task takes at least one kind."""
 PATIENTS = [f"p{i // 2}" for i in range(30)]
 

@@ -14,64 +14,11 @@ import openpyxl
 import pytest
 import tifffile
 
-from foveate.errors import TableError, UnreadableImage, UnsupportedFormat
+from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
 from foveate.readers.openslide_ import OpenSlideReader
-from foveate.table import NamedColumns, read_cases
-from foveate.tasks.classes.doubts import doubt_classes
-
-# -- labels that are no classes --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("column", "labels"),
-    [
-        ("label", ["I", "II", "III"]),
-        ("label", ["ii", "iii", "iv", "v"]),
-        ("label", ["IA", "IIB", "IIIC"]),
-        ("label", ["Stage IA", "Stage IIB", "Stage IV"]),
-        ("label", ["0", "1+", "2+", "3+"]),
-        ("label", ["-", "+", "++"]),
-        ("label", ["neg", "+", "++", "+++"]),
-        *((name, list("01234")) for name in ("kl", "KL grade", "dr_level", "icdr", "her2 score")),
-        *((name, list("1234")) for name in ("figo", "pT", "fibrosis.stage", "severity")),
-    ],
-)
-def test_grades_in_other_spellings_are_no_classes(column: str, labels: list[str]) -> None:
-    doubt = doubt_classes(column, labels * 4)
-    assert doubt is not None
-    assert "are grades with an order" in doubt
-    assert f"'{column}'" in doubt
-    assert "--task multiclass" in doubt
-
-
-@pytest.mark.parametrize(
-    ("column", "labels"),
-    [
-        ("label", ["CD3+", "CD8+", "CD20+"]),
-        ("label", ["I", "II"]),
-        ("label", ["-", "+"]),
-        ("label", ["A+", "B+", "0+"]),
-        ("label", list("0123")),
-        ("site", list("1234")),
-        ("label", ["IV", "oral", "none"]),
-    ],
-)
-def test_names_that_only_resemble_grades_are_classes(column: str, labels: list[str]) -> None:
-    assert doubt_classes(column, labels * 4) is None
-
-
-@pytest.mark.parametrize("label", [None, "fustat"])
-def test_survival_in_names_of_r_is_refused(tmp_path: Path, label: str | None) -> None:
-    rows = ""
-    for i in range(8):
-        (tmp_path / f"{i}.tif").write_bytes(bytes([i]))
-        rows += f"{i}.tif,{59 + 31 * i},{i % 2}\n"
-    (tmp_path / "t.csv").write_text(f"path,futime,fustat\n{rows}", encoding="utf-8")
-    with pytest.raises(TableError, match="'fustat' and 'futime' are survival data"):
-        read_cases(tmp_path / "t.csv", columns=NamedColumns(label=label))
-
+from foveate.table import read_cases
 
 # -- workbooks -------------------------------------------------------------------------------------
 

@@ -213,8 +213,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise OptionError(
                 f"task {self._loaded().card.task} has no classes and no probabilities; call predict"
             )
-        rows = [answer.values for answer in self._answers(_list_cases(paths))]
-        return np.array(rows, dtype=np.float64).reshape(-1, len(self.classes_))
+        k = len(self.classes_)
+        rows = [answer.values[:k] for answer in self._answers(_list_cases(paths))]
+        return np.array(rows, dtype=np.float64).reshape(-1, k)
 
     def predict(self, paths: Paths) -> NDArray[np.str_]:
         """Return the predicted labels, ``(n,)``; with two classes, by the model's threshold.

@@ -10,10 +10,18 @@ from foveate.metrics.comparison import (
     adjust_p_values,
     compare_scores,
     pick_front,
-    subtract_scores,
+    subtract_all,
 )
+from foveate.metrics.multilabel import average_auroc, score_label, score_labels
+from foveate.metrics.ordered import score_concordance, score_grades
 from foveate.metrics.scores import MeasuredScore, score_all
 from foveate.metrics.shares import proportion_interval, wilson_interval
+from foveate.metrics.survival import (
+    concordance_of,
+    kaplan_meier,
+    log_rank_p,
+    score_survival,
+)
 from foveate.metrics.types import Difference, Score
 from foveate.metrics.values import auroc, calibration_bins, confusion, threshold_youden
 
@@ -23,13 +31,22 @@ __all__ = [
     "Score",
     "adjust_p_values",
     "auroc",
+    "average_auroc",
     "calibration_bins",
     "compare_scores",
+    "concordance_of",
     "confusion",
+    "kaplan_meier",
+    "log_rank_p",
     "pick_front",
     "proportion_interval",
     "score_all",
-    "subtract_scores",
+    "score_concordance",
+    "score_grades",
+    "score_label",
+    "score_labels",
+    "score_survival",
+    "subtract_all",
     "threshold_youden",
     "wilson_interval",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -54,6 +54,24 @@ def compare_scores(
         for name in scores_a
         if name != "ece"
     }
+
+
+def subtract_all(
+    ours: Mapping[str, MeasuredScore],
+    theirs: Mapping[str, MeasuredScore],
+    names: Sequence[str],
+    identical: bool,
+) -> dict[str, Difference]:
+    """Return the differences of those of the named scores that both sides have.
+
+    Args:
+        ours: scores by name.
+        theirs: scores of other answers about the same images.
+        names: names of the scores.
+        identical: whether all answers are equal.
+    """
+    both = [name for name in names if name in ours and name in theirs]
+    return {name: subtract_scores(ours[name], theirs[name], identical) for name in both}
 
 
 def subtract_scores(a: MeasuredScore, b: MeasuredScore, identical: bool) -> Difference:

@@ -21,6 +21,7 @@ from scipy.special import ndtri, stdtrit
 
 from foveate.metrics.jackknife import Cohort, count_effective_patients
 from foveate.metrics.types import ALPHA, Floats, Ints
+from foveate.metrics.weighted import find_comparable
 
 Variance = Callable[[float], float]
 Bounds = tuple[float, float]
@@ -97,13 +98,7 @@ def auroc_variance(cohort: Cohort, classes: list[int]) -> Variance:
         pairs, m, n = _count_pairs(cohort, c)
         scales.append(np.square(pairs / pairs.sum()) / (m * n))
         extras.append((m + n) / 2 - 1)
-    scale, extra = np.concatenate(scales) / len(classes), np.concatenate(extras)
-
-    def variance(value: float) -> float:
-        covariance = (1 - value) / (2 - value) + value / (1 + value)
-        return float((scale * (1 + extra * covariance)).sum()) * value * (1 - value)
-
-    return variance
+    return _pair_variance(np.concatenate(scales) / len(classes), np.concatenate(extras))
 
 
 def _count_pairs(cohort: Cohort, c: int) -> Floats:
@@ -123,6 +118,45 @@ def _count_pairs(cohort: Cohort, c: int) -> Floats:
             counts = count_effective_patients(pos), count_effective_patients(neg)
             rows.append((len(pos) * len(neg), *counts))
     return np.array(rows, np.float64).T
+
+
+def concordance_variance(cohort: Cohort, time: Floats, event: Ints) -> Variance:
+    """Model the variance of a concordance as a function of its true value, given the patients.
+
+    It is that of an AUROC with as many effective patients on either side as are the first and the
+    second of pairs that are compared.
+
+    Args:
+        cohort: the images.
+        time: time of each image, ``(n,)``.
+        event: 1 where an event was seen, else 0, ``(n,)``.
+    """
+    rows = []
+    for fold in np.unique(cohort.fold):
+        inside = cohort.fold == fold
+        t, e, patient = time[inside], event[inside] > 0, cohort.patient[inside]
+        first = find_comparable(t, e, t, e)
+        if first.any():
+            early, late = patient[first.any(1)], patient[first.any(0)]
+            counts = count_effective_patients(early), count_effective_patients(late)
+            rows.append((first.sum(), *counts))
+    pairs, m, n = np.array(rows, np.float64).T
+    return _pair_variance(np.square(pairs / pairs.sum()) / (m * n), (m + n) / 2 - 1)
+
+
+def _pair_variance(scale: Floats, extra: Floats) -> Variance:
+    """Return the variance of a share of ordered pairs, summed over folds.
+
+    Args:
+        scale: factor of each fold, ``(folds,)``.
+        extra: number of pairs that share a patient with another pair, ``(folds,)``.
+    """
+
+    def variance(value: float) -> float:
+        covariance = (1 - value) / (2 - value) + value / (1 + value)
+        return float((scale * (1 + extra * covariance)).sum()) * value * (1 - value)
+
+    return variance
 
 
 def precision_variance(cohort: Cohort, classes: list[int]) -> Variance:

@@ -11,8 +11,12 @@ Scores of two models have two scales, so ranks are compared between images of on
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.metrics.types import Floats, Ints
+
+_PAIRED_ROWS = 512
+"""Images that are compared with all others at once, to bound the memory."""
 
 
 def auroc(score: Floats, positive: Floats, weight: Floats, fold: Ints) -> Floats:
@@ -62,6 +66,50 @@ def average_precision(score: Floats, positive: Floats, weight: Floats, fold: Int
     return _divide(total, pairs)
 
 
+def concordance(risk: Floats, time: Floats, event: Ints, weight: Floats, fold: Ints) -> Floats:
+    """Compute the share of pairs of one fold in which the one with the earlier event has more risk.
+
+    Equal risks count half. A pair is compared where an event of one comes before the time of the
+    other, or at the same time if the other has no event. With no time censored it says how well an
+    order is predicted.
+
+    Args:
+        risk: score of each image, larger where the event is expected earlier, ``(n,)``.
+        time: time of the event, or until which none was seen, ``(n,)``.
+        event: 1 where the event was seen, else 0, ``(n,)``.
+        weight: weightings of the images, ``(r, n)``.
+        fold: number of the model that scored each image, ``(n,)``.
+
+    Source: Harrell, Lee and Mark, Statistics in Medicine 15 (1996), 361.
+    """
+    ordered = pairs = np.zeros(len(weight))
+    for f in np.unique(fold):
+        inside = np.flatnonzero(fold == f)
+        w, t, e, x = weight[:, inside], time[inside], event[inside] > 0, risk[inside]
+        for start in range(0, len(inside), _PAIRED_ROWS):
+            i = slice(start, start + _PAIRED_ROWS)
+            first = find_comparable(t[i], e[i], t, e)
+            gap = x[i, None] - x[None]
+            pairs = pairs + ((w[:, i] @ first) * w).sum(1)
+            ordered = ordered + ((w[:, i] @ (first * ((gap > 0) + (gap == 0) / 2))) * w).sum(1)
+    return _divide(ordered, pairs)
+
+
+def find_comparable(
+    time: Floats, event: NDArray[np.bool_], others: Floats, other_events: NDArray[np.bool_]
+) -> Floats:
+    """Return 1 where the event of one image is known to come before that of another, ``(m, n)``.
+
+    Args:
+        time: times of m images, ``(m,)``.
+        event: whether an event ended each of them, ``(m,)``.
+        others: times of n others, ``(n,)``.
+        other_events: whether an event ended each of them, ``(n,)``.
+    """
+    later = (time[:, None] < others) | ((time[:, None] == others) & ~other_events)
+    return np.asarray(later & event[:, None], np.float64)
+
+
 def accuracy(confusion: Floats) -> Floats:
     """Compute the share on the diagonal of confusion matrices ``(r, k, k)``.
 
@@ -69,6 +117,22 @@ def accuracy(confusion: Floats) -> Floats:
     """
     diagonal: Floats = np.trace(confusion, axis1=1, axis2=2)
     return np.asarray(diagonal / confusion.sum((1, 2)))
+
+
+def within_one(confusion: Floats) -> Floats:
+    """Compute the share of predictions that are off by one class at most, from ``(r, k, k)``."""
+    near = np.abs(np.subtract.outer(*[np.arange(confusion.shape[1])] * 2)) <= 1
+    return np.asarray((confusion * near).sum((1, 2)) / confusion.sum((1, 2)))
+
+
+def closeness(confusion: Floats) -> Floats:
+    """Compute how near predictions are to ordered classes, from ``(r, k, k)``.
+
+    It is 1 where all are right, and 0 where all are off by the largest number of classes.
+    """
+    k = confusion.shape[1]
+    gap = np.abs(np.subtract.outer(np.arange(k), np.arange(k))) / (k - 1)
+    return np.asarray(1 - (confusion * gap).sum((1, 2)) / confusion.sum((1, 2)))
 
 
 def balanced_accuracy(confusion: Floats) -> Floats:

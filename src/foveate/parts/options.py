@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,7 +177,8 @@ def _parse(value: Any, kind: Any, key: str, limits: Within) -> Any:
     if origin is dict:
         return _parse_pairs(value, key)
     if origin is tuple:
-        return tuple(_parse(p, args[0], key, limits) for p in _items(value, key))
+        marks = "," if args[0] is str else "x,"
+        return tuple(_parse(p, args[0], key, limits) for p in _items(value, key, marks))
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
         return _member(kind, value, key)
     if kind is bool:
@@ -228,10 +230,16 @@ def _choose(value: Any, allowed: Sequence[Any], key: str) -> Any:
     raise OptionError(f"{key}: got '{value}'.{did_you_mean(str(value), list(map(str, allowed)))}")
 
 
-def _items(value: Any, key: str) -> list[Any]:
-    """Split a list, or a text such as ``1,2`` or ``1024x1024``, into its items."""
+def _items(value: Any, key: str, marks: str) -> list[Any]:
+    """Split a list, or a text such as ``1,2`` or ``1024x1024``, into its items.
+
+    Args:
+        value: the list or text.
+        key: the option's name, for the message.
+        marks: letters that separate the items of a text; blanks around items are removed.
+    """
     if isinstance(value, str):
-        return value.replace("x", ",").split(",")
+        return [part.strip() for part in re.split(f"[{marks}]", value)]
     if isinstance(value, list | tuple) and len(value) <= _MAX_ITEMS:
         return list(value)
     raise OptionError(f"{key}: got '{value}', expected a list such as 1,2")

@@ -53,7 +53,8 @@ class EvaluateOptions(PredictOptions):
     """How a trained run predicts a labelled table, and how the table is read and scored.
 
     Attributes:
-        label: column of labels, where it is not recognised.
+        label: column of labels, where it is not recognised; TIME,EVENT or A,B,C for columns that
+            hold the label together.
         files: second table with one row per image, where the table has one row per patient.
         images: folder that paths are relative to.
         renamed: class of the model, by label of the table; with an empty name, the label is

@@ -29,7 +29,8 @@ class TableOptions:
         path: the table of labels, CSV, TSV or XLSX.
         files: a second table with one row per image, where `path` has one row per patient (STAMP).
         images: folder that paths in the table are relative to; by default the table's own.
-        label, patient, image: names of columns, where they are not recognised.
+        label, patient, image: names of columns, where they are not recognised; columns that hold
+            the label together are comma-separated.
         classes: keep only images of these labels (comma-separated).
         renamed: new name by label of the table; an empty name means that the label is missing.
     """

@@ -39,7 +39,12 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(options.image, options.patient, options.label),
-        labels=LabelRules(wanted=options.classes, task=config.task, renamed=options.renamed or {}),
+        labels=LabelRules(
+            wanted=options.classes,
+            task=config.task,
+            task_options=config.task_options,
+            renamed=options.renamed or {},
+        ),
         is_image=is_image_folder,
     )
     for note in table.notes:

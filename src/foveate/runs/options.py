@@ -18,7 +18,8 @@ class TableOptions:
 
     Attributes:
         column: column of the images' paths, where it is not recognised.
-        label: column of labels, where it is not recognised.
+        label: column of labels, where it is not recognised; TIME,EVENT or A,B,C for columns that
+            hold the label together.
         patient: column that groups the images of one patient.
         files: second table with one row per image, where the table has one row per patient.
         images: folder that paths are relative to.

@@ -68,7 +68,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
     """
     table = read_table(config, display)
     labels = [str(case.label) for case in table.cases]
-    task = build_task(config.task, labels, config.task_options, str(table.label_column))
+    task = build_task(table.task, labels, config.task_options, str(table.label_column))
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
     table = drop_unknown_labels(table, task, display)
     display.say(f"task: {name}, {task.describe()}")

@@ -13,6 +13,7 @@ from foveate.table.doubtful import doubt_missing, doubt_spellings
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
+from foveate.table.joined import describe_parts, find_parts, join_parts
 from foveate.table.known import with_known_labels
 from foveate.table.missing import is_missing, list_words
 from foveate.table.renaming import check_new_names, list_confirmed
@@ -20,7 +21,6 @@ from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
-from foveate.table.survival import survival_columns
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit, learns_numbers
 from foveate.wording import several
@@ -85,10 +85,12 @@ def read_cases(
     sheet = read_tables(table, files, names)
     to_train = rules.needed and rules.for_training
     need_label = rules.needed or rules.wanted is not None
-    roles = recognise(sheet, names, need_label=need_label, to_train=to_train)
-    survival = survival_columns(sheet, [str(roles.label)]) if rules.task == AUTO else None
-    if to_train and survival:
-        raise TableError(f"{sheet.path}: {survival}")
+    roles = recognise(sheet, names, need_label=need_label, to_train=to_train, task=rules.task)
+    if roles.parts:
+        sheet, task = join_parts(sheet, roles.parts, rules.task, rules.task_options)
+        rules = replace(rules, task=task)
+    elif to_train and rules.task == AUTO and (parts := find_parts(sheet, AUTO, named=roles.label)):
+        raise TableError(f"{sheet.path}: {describe_parts(parts, roles.label)}")
     builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent, is_image))
     cases = builder.build(rules)
     if to_train:
@@ -99,6 +101,7 @@ def read_cases(
         columns=roles.by_role(),
         notes=(*sheet.notes, *roles.notes, *builder.notes),
         set_aside=tuple(builder.set_aside),
+        task=rules.task,
     )
 
 
@@ -109,7 +112,7 @@ def _check_labels(
     labels, confirmed = [str(case.label) for case in cases], list_confirmed(rules)
     numbers = learns_numbers(rules.task)
     reason = None if numbers else doubt_missing(column, labels, confirmed)
-    reason = reason or explain_unfit(rules.task, labels, column)
+    reason = reason or explain_unfit(rules.task, labels, column, rules.task_options)
     reason = reason or (None if numbers else doubt_spellings(column, labels, confirmed))
     if reason:
         aside = builder.set_aside

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from foveate.errors import TableError
 from foveate.table.choice import Role, choose_column, find_named, first_filled
+from foveate.table.joined import describe_parts, find_parts, name_joined, named_parts
 from foveate.table.same import label_key, patient_key, plain_name
-from foveate.table.survival import survival_columns
 from foveate.table.types import TableSheet
 from foveate.table.unused import describe_unused
+from foveate.tasks import AUTO
 
 PATH = (
     *("path", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
@@ -61,7 +63,8 @@ _DIALECTS = (
 
 def header_names(names: NamedColumns) -> frozenset[str]:
     """Return the names, after `plain_name`, by which the header of a table is recognised."""
-    named_ones = (names.path, names.patient, names.label)
+    labels = (names.label, *(names.label or "").split(","))
+    named_ones = (names.path, names.patient, *labels)
     return frozenset({*PATH, *PATIENT, *LABEL, *SPACING, *(plain_name(n) for n in named_ones if n)})
 
 
@@ -76,6 +79,8 @@ class Columns:
         label: column of the labels, or None.
         spacing: columns of the spacing: one, one each for y and x, or none.
         notes: lines to show to the user.
+        parts: the columns that hold the label together, and are joined to `label`; none where
+            `label` is a column of the table.
     """
 
     path: str
@@ -84,6 +89,7 @@ class Columns:
     label: str | None
     spacing: tuple[str, ...]
     notes: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
     def by_role(self) -> dict[str, str]:
         """Return the columns by their role, without those that do not exist."""
@@ -113,7 +119,12 @@ class NamedColumns:
 
 
 def recognise(
-    sheet: TableSheet, names: NamedColumns, *, need_label: bool, to_train: bool = True
+    sheet: TableSheet,
+    names: NamedColumns,
+    *,
+    need_label: bool,
+    to_train: bool = True,
+    task: str = AUTO,
 ) -> Columns:
     """Find the column of each role.
 
@@ -122,6 +133,7 @@ def recognise(
         names: the columns that the user names.
         need_label: whether there must be a column of labels.
         to_train: whether it must be clear which column names the patients.
+        task: name of the task, which may recognise columns that hold the label together.
 
     Raises:
         TableError: a named column does not exist, or there is none for the path or the label.
@@ -134,14 +146,18 @@ def recognise(
     )
     image_id = first_filled(sheet, IMAGE_ID, {names.patient, names.label})
     spacing = _spacing_columns(sheet)
-    label = find_named(sheet, names.label, "label")
+    parts = named_parts(sheet, names.label)
+    label = None if parts else find_named(sheet, names.label, "label")
     label_notes: tuple[str, ...] = ()
-    if label is None:
-        taken = {path, patient, image_id, *spacing}
-        label, label_notes = _label_column(sheet, {t for t in taken if t}, need=need_label)
-    columns = Columns(path, image_id, patient, label, spacing, ())
+    if label is None and not parts:
+        taken = {t for t in (path, patient, image_id, *spacing) if t}
+        parts = _find_label_parts(sheet, task, taken) if need_label else ()
+        if not parts:
+            label, label_notes = _label_column(sheet, taken, need=need_label)
+    label = name_joined(parts) if parts else label
+    columns = Columns(path, image_id, patient, label, spacing, (), parts)
     roles = ", ".join(f"{role} = '{column}'" for role, column in columns.by_role().items())
-    used = {path, image_id, patient, label, *spacing}
+    used = {path, image_id, patient, label, *spacing, *parts}
     notes = (
         f"columns ({_dialect(sheet)}): {roles}",
         *patient_notes,
@@ -149,7 +165,7 @@ def recognise(
         *label_notes,
         *describe_unused(sheet, {column for column in used if column}),
     )
-    return Columns(path, image_id, patient, label, spacing, notes)
+    return replace(columns, notes=notes)
 
 
 def choose_patient(
@@ -201,26 +217,43 @@ def _label_column(
     known = known or first_filled(sheet, ("y",), taken)
     if known or not need:
         return known, notes
+    left = _list_candidates(sheet, taken)
+    by_name = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
+    for choice in (left, by_name):
+        if len(choice) == 1:
+            return choice[0], ()
+    raise TableError(f"{sheet.path}: {_describe_unclear_label(sheet, taken, left)}")
+
+
+def _list_candidates(sheet: TableSheet, taken: Collection[str]) -> list[str]:
+    """Return the columns that are not taken and whose names do not say that they hold no label."""
     no_label = {*PATH, *IMAGE_ID, *PATIENT, *SPACING, *SPACING_X, *SPACING_Y, *_NO_LABEL}
-    left = [
+    return [
         c
         for c in sheet.columns
         if c not in taken
         and plain_name(c) not in no_label
         and not plain_name(c).startswith("fold_")
     ]
-    by_name = [c for c in left if plain_name(c).endswith(("_label", "_class"))]
-    for choice in (left, by_name):
-        if len(choice) == 1:
-            return choice[0], ()
-    raise TableError(f"{sheet.path}: {_describe_unclear_label(sheet, left)}")
 
 
-def _describe_unclear_label(sheet: TableSheet, candidates: list[str]) -> str:
+def _find_label_parts(sheet: TableSheet, task: str, taken: set[str]) -> tuple[str, ...]:
+    """Return the columns that hold the label together, if no other column could be the label.
+
+    Where the task is named, it decides.
+    """
+    if task != AUTO:
+        return find_parts(sheet, task, taken)
+    if any(plain_name(column) in LABEL for column in sheet.columns if column not in taken):
+        return ()
+    parts = find_parts(sheet, task, taken)
+    return parts if set(_list_candidates(sheet, taken)) <= set(parts) else ()
+
+
+def _describe_unclear_label(sheet: TableSheet, taken: set[str], candidates: list[str]) -> str:
     """Describe why none or several of the candidates hold the labels, and what to do."""
-    survival = survival_columns(sheet, candidates)
-    if survival is not None:
-        return survival
+    if parts := find_parts(sheet, AUTO, taken):
+        return describe_parts(parts)
     if not candidates and first_filled(sheet, PATIENT):
         return (
             "no column holds the label. If the labels of patients stand in a second table, give "

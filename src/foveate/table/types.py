@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from foveate.tasks import AUTO
 
@@ -56,6 +57,8 @@ class CaseTable:
             ``spacing``.
         notes: lines to show to the user.
         set_aside: rows that cannot be used, for ``quarantine.csv``.
+        task: name of the task that the columns of the label were joined for, or that was asked
+            for.
     """
 
     cases: tuple[Case, ...]
@@ -63,6 +66,7 @@ class CaseTable:
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
+    task: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class LabelRules:
             patients must be known where there is a column of them.
         task: name of the task to train, or of the model's task; where none is named, labels that
             are hardly classes are refused. It says whether labels are numbers.
+        task_options: options of the task.
         renamed: new name by label, as the user says; an empty name means that the label is
             missing.
         renamed_in_training: the same of the run whose model is evaluated.
@@ -87,6 +92,7 @@ class LabelRules:
     needed: bool = True
     for_training: bool = True
     task: str = AUTO
+    task_options: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     renamed_in_training: Mapping[str, str] = field(default_factory=dict)
 

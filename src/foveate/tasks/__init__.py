@@ -8,8 +8,7 @@ from typing import Any
 from foveate.errors import TableError
 from foveate.parts import check_built, find, names
 from foveate.parts.options import parse_options
-from foveate.tasks.base import AbstractTask, restore
-from foveate.tasks.classes.doubts import doubt_classes
+from foveate.tasks.base import NO_OPTIONS, AbstractTask, Cells, JoinedLabels, restore
 
 AUTO = "auto"
 """The name of a task that is inferred from the labels."""
@@ -30,32 +29,98 @@ def build_task(
         UnknownName: there is no task of this name.
         TableError: the labels do not fit the task.
     """
-    task_class = find("tasks", _infer_name(labels) if name == AUTO else name)
-    try:
-        settled = task_class.settle(labels)
-    except TableError as error:
-        raise TableError(f"column '{column}' {error}") from None
-    return _restore(task_class, settled, options)
+    task_class = find("tasks", _infer_name(labels, column) if name == AUTO else name)
+    return _restore(task_class, _settle(task_class, labels, options, column), options)
 
 
-def explain_unfit(name: str, labels: Sequence[str], column: str) -> str | None:
+def explain_unfit(
+    name: str, labels: Sequence[str], column: str, options: Mapping[str, Any] = NO_OPTIONS
+) -> str | None:
     """Explain why a task cannot be trained on these labels; return None where it can.
 
-    Where no task is named, labels that are probably no classes are a reason as well.
+    Where no task is named, labels that are probably something else are a reason as well.
 
     Args:
         name: name of the task, or ``auto``.
         labels: labels of all images.
         column: column of the labels, for messages.
+        options: options of the task.
 
     Raises:
         UnknownName: there is no task of this name.
+        OptionError: the options do not fit the task.
     """
     try:
-        build_task(name, labels, {}, column)
+        task = build_task(name, labels, options, column)
     except TableError as error:
         return str(error)
-    return doubt_classes(column, labels) if name == AUTO else None
+    return task.doubt(labels, column) if name == AUTO else None
+
+
+def find_label_columns(name: str, cells: Cells, named: str | None = None) -> tuple[str, ...]:
+    """Find the columns of a table that hold the label together; none where one column holds it.
+
+    Args:
+        name: name of the task, or ``auto``.
+        cells: cells of the columns, by column; empty where missing.
+        named: a column that must be one of them; None for any.
+
+    Raises:
+        UnknownName: there is no task of this name.
+        TableError: it is not clear which columns are meant.
+    """
+    tasks = [find("tasks", name)] if name != AUTO else _list_by_preference()
+    return next((columns for task in tasks if (columns := task.find_columns(cells, named))), ())
+
+
+def join_columns(name: str, cells: Cells, options: Mapping[str, Any]) -> tuple[str, JoinedLabels]:
+    """Write labels that several columns hold as one text for each row.
+
+    Args:
+        name: name of the task, or ``auto``.
+        cells: cells of the columns, by column; empty where missing.
+        options: options of the task.
+
+    Returns:
+        The name of the task, and the labels.
+
+    Raises:
+        UnknownName: there is no task of this name.
+        TableError: the task does not take these columns; the message names them.
+    """
+    columns = " and ".join(f"'{column}'" for column in cells)
+    if name == AUTO:
+        fitting = [n for n in names("tasks") if find("tasks", n).fits_columns(cells)]
+        if not fitting:
+            raise TableError(
+                f"columns {columns} are no label together that a task is known to take; name the "
+                "task with --task, or one column with --label"
+            )
+        name = max(fitting, key=lambda n: (find("tasks", n).preference, n))
+    task_class = find("tasks", name)
+    try:
+        return name, task_class.join(cells, parse_options(task_class, options, "task"))
+    except TableError as error:
+        raise TableError(f"columns {columns} {error}") from None
+
+
+def settle_part(
+    name: str, labels: Sequence[str], shared: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settle what a task learns from the labels of a training part.
+
+    Args:
+        name: name of the task.
+        labels: labels of the images of the part.
+        shared: what the labels of the whole table settled.
+        options: options of the task.
+
+    Raises:
+        UnknownName: there is no task of this name.
+        TableError: the labels do not fit the task.
+    """
+    task_class: type[AbstractTask] = find("tasks", name)
+    return task_class.settle(labels, shared, parse_options(task_class, options, "task"))
 
 
 def learns_numbers(name: str) -> bool:
@@ -91,8 +156,23 @@ def _restore(
     return check_built("tasks", restore(task_class, settled, **parsed))
 
 
-def _infer_name(labels: Sequence[str]) -> str:
+def _settle(
+    task_class: type[AbstractTask], labels: Sequence[str], options: Mapping[str, Any], column: str
+) -> dict[str, Any]:
+    """Settle what a task learns from all labels; an error names their column."""
+    try:
+        return task_class.settle(labels, None, parse_options(task_class, options, "task"))
+    except TableError as error:
+        raise TableError(f"column '{column}' {error}") from None
+
+
+def _list_by_preference() -> list[type[AbstractTask]]:
+    """Return all tasks, the most preferred first."""
+    return sorted((find("tasks", n) for n in names("tasks")), key=lambda task: -task.preference)
+
+
+def _infer_name(labels: Sequence[str], column: str) -> str:
     """Return the name of the most preferred task that takes these labels by itself."""
     distinct = sorted(set(labels))
-    fitting = [name for name in names("tasks") if find("tasks", name).fits(distinct)]
+    fitting = [name for name in names("tasks") if find("tasks", name).fits(distinct, column)]
     return max(fitting, key=lambda n: (find("tasks", n).preference, n), default="multiclass")

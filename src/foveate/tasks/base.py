@@ -3,147 +3,58 @@
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from foveate.errors import OptionError, TableError
+from foveate.errors import OptionError
 from foveate.metrics import Difference, Score
 from foveate.nn.heads import Head
+from foveate.tasks._labels import (
+    NO_OPTIONS,
+    AbstractLabels,
+    Cells,
+    JoinedLabels,
+    Target,
+    list_settled_keywords,
+)
 from foveate.tasks._report import AbstractReport, Point, Rows, Stored
 
-__all__ = ["AbstractTask", "Point", "Rows", "Stored", "Target", "restore"]
+__all__ = [
+    "NO_OPTIONS",
+    "AbstractTask",
+    "Cells",
+    "JoinedLabels",
+    "Point",
+    "Rows",
+    "Stored",
+    "Target",
+    "restore",
+]
 
-Target = int | float | list[float]
-"""The target of the loss that a label stands for."""
 
-
-class AbstractTask(AbstractReport):
+class AbstractTask(AbstractLabels, AbstractReport):
     """The meaning of the labels: targets, loss, answers, scores and words about them.
 
     Keywords of a constructor without a default are settled from labels (`settle`), are attributes
     and are stored with the model; those with a default are options.
-    `AbstractReport` has the part of the contract that is about the report.
+    `AbstractLabels` has the part of the contract that is about labels, `AbstractReport` that about
+    the report.
 
     Attributes:
-        preference: rank of the task; where several tasks fit the labels, the highest rank wins.
-        takes_numbers: whether labels are numbers, which are read alike in the whole column.
         heads: questions about an image; a method predicts the outputs of all, in this order.
-        columns: names of the numbers of an answer, as in ``predictions.csv``.
+        columns: names of the numbers of an answer, as in ``predictions.csv``; the probabilities of
+            `known_labels` come first.
         deviation_columns: names of the columns for the standard deviations of these numbers over
             several models.
     """
 
-    preference: ClassVar[int] = 0
-    takes_numbers: ClassVar[bool] = False
-
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
     deviation_columns: tuple[str, ...]
-
-    # -- labels ---------------------------------------------------------------------------------
-
-    @classmethod
-    @abc.abstractmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
-        """Return whether the task takes these distinct labels where no task is named."""
-
-    @classmethod
-    @abc.abstractmethod
-    def settle(
-        cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Settle from labels what the constructor needs, as plain values by keyword.
-
-        Args:
-            labels: one label per image; first of the whole table, then of each training part.
-            shared: what the labels of the whole table settled; values that all folds must share
-                are taken from it.
-
-        Raises:
-            TableError: the labels do not fit the task; the message continues a sentence that
-                begins with the name of the column.
-        """
-
-    @property
-    def settled(self) -> dict[str, Any]:
-        """The settled values, as plain values by keyword of the constructor."""
-        return {
-            name: list(value) if isinstance(value := getattr(self, name), tuple) else value
-            for name in list_settled_keywords(type(self))
-        }
-
-    @property
-    def resolved(self) -> Mapping[str, Any]:
-        """Options that the user left open and the task has settled, by name."""
-        return {}
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """Sentences on what was assumed about labels and how to say otherwise."""
-        return ()
-
-    @property
-    def common(self) -> Mapping[str, str]:
-        """Properties that models which answer together must share, as texts by name."""
-        return {}
-
-    @property
-    def known_labels(self) -> tuple[str, ...]:
-        """Labels whose spelling new tables are matched to; empty where labels are no names."""
-        return ()
-
-    @property
-    @abc.abstractmethod
-    def allowed(self) -> str:
-        """Text that lists the labels which the task understands."""
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """Describe in a few words what is predicted."""
-
-    @abc.abstractmethod
-    def parse(self, label: str) -> Target:
-        """Return the target of a label.
-
-        Raises:
-            TableError: the label has no target; the message says why.
-        """
-
-    def targets(self, labels: Sequence[str]) -> Shaped[Tensor, "n ..."]:
-        """Return the targets of labels, ``(n,)`` or ``(n, k)``.
-
-        Raises:
-            TableError: a label has no target.
-        """
-        return torch.tensor([self.parse(label) for label in labels])
-
-    def understands(self, label: str | None) -> bool:
-        """Return whether a label has a target."""
-        try:
-            self.parse(label or "")
-        except TableError:
-            return False
-        return True
-
-    def strata(self, labels: Sequence[str], patients: Sequence[str]) -> list[str]:
-        """Return the stratum of the images, by which patients are divided into similar parts.
-
-        Args:
-            labels: one label per image.
-            patients: one patient per image.
-        """
-        del patients
-        return list(labels)
-
-    def tally(self, labels: Sequence[str]) -> dict[str, str]:
-        """Summarise the labels of a part of the images, as cells of a table by column."""
-        del labels
-        return {}
 
     # -- training -------------------------------------------------------------------------------
 
@@ -325,12 +236,6 @@ class AbstractTask(AbstractReport):
         """Return further entries of ``metrics.json`` about `scorable` rows, such as the classes."""
         del rows
         return {}
-
-
-def list_settled_keywords(task: type[AbstractTask]) -> list[str]:
-    """Return the keywords of a task's constructor that are settled from labels."""
-    parameters = inspect.signature(task).parameters.values()
-    return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
 
 def restore(task: type[AbstractTask], settled: Mapping[str, Any], **options: Any) -> AbstractTask:

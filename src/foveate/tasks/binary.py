@@ -15,12 +15,8 @@ from foveate.files.numerals import parse_numbers
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
+from foveate.tasks.classes.negatives import is_negative
 from foveate.wording import did_you_mean
-
-_NEGATIVE = (
-    *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
-    *("-", "wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
-)
 
 
 class BinaryTask(ClassTask):
@@ -70,8 +66,9 @@ class BinaryTask(ClassTask):
         )
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return whether there are exactly two labels."""
+        del column
         return len(labels) == 2
 
     def loss(self, logits: Float[Tensor, "b 1"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -119,16 +116,10 @@ def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str
 
 def _find_order(classes: Sequence[str]) -> tuple[str, ...] | None:
     """Order two classes by a word for a negative, or as numbers; None where they are neither."""
-    negative = [c for c in classes if _is_negative(c)]
+    negative = [c for c in classes if is_negative(c)]
     if len(negative) == 1:
         return (*negative, *(c for c in classes if c not in negative))
     numbers = parse_numbers(classes).values
     if len(numbers) == len(set(numbers.values())) == len(classes):
         return tuple(sorted(classes, key=lambda c: numbers[c]))
     return None
-
-
-def _is_negative(word: str) -> bool:
-    """Return whether a label is a common word for a negative finding."""
-    small = word.lower()
-    return small in _NEGATIVE or small.replace("-", "_") in _NEGATIVE

@@ -36,8 +36,9 @@ class MulticlassTask(ClassTask):
         self.heads = (Head("class", len(self.classes), True, patches),)
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return whether there are two labels or more."""
+        del column
         return len(labels) >= 2
 
     def loss(self, logits: Float[Tensor, "b k"], target: Shaped[Tensor, " b"]) -> Float[Tensor, ""]:

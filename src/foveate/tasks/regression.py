@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.errors import OptionError, TableError
 from foveate.files.numerals import MAX_NUMBER, parse_number
-from foveate.metrics import Difference, MeasuredScore, Score, subtract_scores
+from foveate.metrics import Difference, MeasuredScore, Score, subtract_all
 from foveate.metrics.intervals import measure_losses
 from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
 from foveate.metrics.types import ALPHA, Floats, Ints, number_names
@@ -31,7 +31,7 @@ from foveate.presentation import (
     add_legend,
     read_number,
 )
-from foveate.tasks.base import AbstractTask, Point, Rows, Stored
+from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,13 +111,16 @@ class RegressionTask(AbstractTask):
     # -- labels ---------------------------------------------------------------------------------
 
     @classmethod
-    def fits(cls, labels: Sequence[str]) -> bool:
+    def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return False: numbers may also be names of classes, so the user must name this task."""
         return False
 
     @classmethod
     def settle(
-        cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
+        cls,
+        labels: Sequence[str],
+        shared: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> dict[str, Any]:
         """Compute mean and spread of the labels that are numbers; each fold has its own."""
         known = [value for value in map(_parse_number, labels) if value is not None]
@@ -238,8 +241,7 @@ class RegressionTask(AbstractTask):
         """Compare two sets of answers to the same images by order and errors."""
         ours, theirs = self._measure(rows), self._measure(others)
         same = [row["value"] for row in rows] == [row["value"] for row in others]
-        names = [name for name in self.tabled if name in ours and name in theirs]
-        return {name: subtract_scores(ours[name], theirs[name], same) for name in names}
+        return subtract_all(ours, theirs, self.tabled, same)
 
     def _measure(self, rows: Rows) -> dict[str, MeasuredScore]:
         n = len(rows)

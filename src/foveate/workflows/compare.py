@@ -118,7 +118,7 @@ def _check_alike(runs: Mapping[str, Path]) -> AbstractTask:
     read = [(run, *_read_question(run)) for run in runs.values()]
     first, task, folds = read[0]
     for run, other, divided in read[1:]:
-        if (type(other), other.known_labels) != (type(task), task.known_labels):
+        if (type(other), other.common) != (type(task), task.common):
             raise CheckpointError(
                 f"{run} answers another question than {first}: compare runs on the same labels"
             )

@@ -20,7 +20,7 @@ from foveate.files.digest import code_sha256
 from foveate.files.run_layout import FoldLayout, RunLayout, fold_name, fold_number
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, Silent
-from foveate.parts import find, plugin_folders
+from foveate.parts import plugin_folders
 from foveate.runs.card import read_card
 from foveate.runs.checkpoint import Model, build_model, load_model, read_tensors, save_model
 from foveate.runs.config import RunConfig, make_card
@@ -30,6 +30,7 @@ from foveate.runs.plan import Plan, make_plan
 from foveate.runs.schedule import Schedule, TrainOptions
 from foveate.runtime import Runtime, start_runtime
 from foveate.table import Case
+from foveate.tasks import settle_part
 from foveate.training.loop import Trainer
 from foveate.training.notice import StageDisplay
 from foveate.training.state import Progress
@@ -272,7 +273,7 @@ def _open_trainer(
 def _build_fresh_model(plan: Plan, train: Sequence[Case]) -> Model:
     """Build a model with fresh weights; labels of the training part settle its task."""
     labels = [str(case.label) for case in train]
-    settled = find("tasks", plan.task).settle(labels, plan.settled)
+    settled = settle_part(plan.task, labels, plan.settled, plan.task_options)
     card = make_card(plan.config, plan.view, plan.task, plan.task_options, settled)
     card = replace(card, trained_on=plan.trained_on)
     model = build_model(card, pretrained=True)

@@ -229,6 +229,7 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
             known=models.task.known_labels,
             for_training=False,
             task=models.card.task,
+            task_options=models.card.task_options,
             renamed=renamed,
             renamed_in_training=models.card.renamed,
         ),

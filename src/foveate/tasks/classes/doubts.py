@@ -1,4 +1,4 @@
-"""Reasons to doubt that labels are classes: numbers, lists, grades, one answer in two spellings."""
+"""Reasons to doubt that labels are classes: numbers, lists, one answer in two spellings."""
 
 from __future__ import annotations
 
@@ -10,33 +10,13 @@ from foveate.files.numerals import list_readings, parse_numbers
 from foveate.wording import several
 
 _MAX_CODES = 100
-_BETWEEN = ("|", ";", ",", "/", "&", "+")
-_ALWAYS_SEVERAL = ("|", ";")
-_GRADES = "g|gr|grade|grading|stage|stadium|isup|gleason|who|nyha|bi_?rads|birads|pi_?rads|pirads"
-_STAGES = "t|n|pt|pn|kl|level|severity|score|figo|nottingham|fibrosis|f|dr|icdr"
-_ROMAN = "(?:iv|v|vi|i{1,3})[a-d]?"
-_RANK = re.compile(
-    rf"(?:{_GRADES}|{_STAGES})[ _-]*(?:group[ _-]*)?(?:\d[a-d]?|{_ROMAN})|\d\+\d(?:=\d+)?"
-)
-_STAINING = r"[0-4]\+|\+{1,4}|0|-|neg|negative"
-"""Strengths of a staining: ``0, 1+, 2+, 3+`` or ``-, +, ++``."""
-_SCORES = "ordinal|severity|level|score|kl|figo|nottingham|fibrosis|dr|icdr|pt|pn"
-_GRADE_COLUMN = re.compile(rf"(?:\w+_)?(?:{_GRADES}|{_SCORES})(?:_\w+)?")
-_SCALES = (
-    {"none", "very low", "low", "intermediate", "moderate", "medium", "high", "very high"},
-    {"none", "no", "absent", "normal", "minimal", "mild", "moderate", "marked", "severe"},
-    {"none", "negative", "weak", "moderate", "strong"},
-    {"well", "moderately", "poorly", "undifferentiated"},
-)
+_BETWEEN = (",", "/", "&", "+")
+"""Marks that may stand between labels of one cell; ``|`` and ``;`` always do."""
 _ANSWERS = (
     {"y", "yes", "t", "true", "1", "positive", "pos", "+", "present"},
     {"n", "no", "f", "false", "0", "negative", "neg", "-", "absent"},
 )
 """Words for yes and for no, in small letters."""
-_UNORDERED = (
-    "--task multiclass trains them as classes without an order; or make two classes of them in a "
-    "column of its own, and name it with --label"
-)
 
 
 def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
@@ -57,7 +37,6 @@ def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
         or _doubt_codes(column, counts)
         or _doubt_lists(column, counts)
         or _doubt_numbers(column, counts)
-        or _doubt_grades(column, counts)
     )
 
 
@@ -131,36 +110,14 @@ def _doubt_lists(column: str, counts: Counter[str]) -> str | None:
             label: [p.strip() for p in label.split(mark)] for label in counts if mark in label
         }
         alone = counts.keys() - words_of.keys()
-        lists_of_words = {label for label, words in words_of.items() if all(words)}
-        if mark in _ALWAYS_SEVERAL:
-            lists += sorted(lists_of_words)
-        else:
-            lists += sorted(label for label in lists_of_words if set(words_of[label]) <= alone)
+        lists += sorted(
+            label for label, words in words_of.items() if all(words) and set(words) <= alone
+        )
     if not lists:
         return None
     n = sum(counts[label] for label in set(lists))
     return (
-        f"column '{column}' holds several labels in one cell for {n} images ('{lists[0]}'), for "
-        "which there is no task yet; each combination would become a class. Make a column for the "
-        "one that matters (present or absent), and name it with --label; where these are names of "
-        "classes, say --task multiclass"
-    )
-
-
-def _doubt_grades(column: str, counts: Counter[str]) -> str | None:
-    if len(counts) < 3:
-        return None
-    words = {label.casefold() for label in counts}
-    ranks = any(all(re.fullmatch(kind, word) for word in words) for kind in (_RANK, _ROMAN))
-    stainings = all(re.fullmatch(_STAINING, word) for word in words)
-    ranks |= stainings and any("+" in word for word in words)
-    named = bool(_GRADE_COLUMN.fullmatch(re.sub(r"[\s._-]+", "_", column.strip(" ._-").casefold())))
-    numbered = named and all(re.fullmatch(r"\d", word) for word in words)
-    first = {re.split(r"[\s_-]", word)[0] for word in words}
-    distinct = words if len(first) < len(words) else first
-    if not (ranks or numbered or any(words <= steps or distinct <= steps for steps in _SCALES)):
-        return None
-    return (
-        f"labels {several(sorted(counts), 5)} of column '{column}' are grades with an order, for "
-        f"which there is no task yet. {_UNORDERED}"
+        f"column '{column}' holds several labels in one cell for {n} images ('{lists[0]}'); each "
+        "combination would become a class. Write | between them, as in 'a|b', and --task "
+        "multilabel learns them; where these are names of classes, say --task multiclass"
     )

@@ -52,7 +52,7 @@ def build_charts(
         metrics: content of ``metrics.json``, which may be damaged.
         thresholds: thresholds of the models of the folds.
     """
-    charts = [*_build_curves(answers, metrics), _calibration_chart(metrics)]
+    charts = [*_build_curves(answers, metrics), build_calibration_chart(metrics)]
     absent = "No distribution: predictions of labelled images are missing."
     if answers is None:
         return [*charts, Chart("scores", _DISTRIBUTION, absent)]
@@ -79,7 +79,12 @@ def _build_curves(answers: LabelledAnswers | None, metrics: Mapping[str, Any]) -
     ]  # fmt: skip
 
 
-def _calibration_chart(metrics: Mapping[str, Any]) -> Chart:
+def build_calibration_chart(metrics: Mapping[str, Any]) -> Chart:
+    """Return the figure of calibration, or a text where no bins were stored.
+
+    Args:
+        metrics: content of ``metrics.json``, which may be damaged.
+    """
     absent, stored = "No calibration was stored.", metrics.get("calibration")
     bins = [b for b in stored if isinstance(b, dict)] if isinstance(stored, list) else []
     if not any(read_number(b, "n") for b in bins):

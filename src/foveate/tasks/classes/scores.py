@@ -29,12 +29,12 @@ def score_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Score]:
         rows: rows of ``predictions.csv`` with known labels.
         classes: names of the classes.
     """
-    prob, target = _answers(rows, classes)
+    prob, target = read_answers(rows, classes)
     return score_all(
         prob,
         target,
         [row["patient_id"] for row in rows],
-        predicted=_decisions(rows, classes),
+        predicted=read_decisions(rows, classes),
         folds=[row.get("fold", "") for row in rows],
         ordinal=len(classes) > 2,
     )
@@ -51,7 +51,7 @@ def compare_classes(rows: Rows, others: Rows, classes: Sequence[str]) -> dict[st
         others: other answers to the same images, in the same order.
         classes: names of the classes.
     """
-    prob, target = _answers(rows, classes)
+    prob, target = read_answers(rows, classes)
     pairs = zip(rows, others, strict=True)
     differences = compare_scores(
         prob,
@@ -70,8 +70,8 @@ def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
         rows: rows of ``predictions.csv`` with known labels.
         classes: names of the classes.
     """
-    prob, target = _answers(rows, classes)
-    matrix = confusion(_decisions(rows, classes), target, len(classes))
+    prob, target = read_answers(rows, classes)
+    matrix = confusion(read_decisions(rows, classes), target, len(classes))
     return {
         "classes": list(classes),
         "confusion": matrix.tolist(),
@@ -79,13 +79,24 @@ def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _decisions(rows: Rows, classes: Sequence[str]) -> Ints:
+def read_decisions(rows: Rows, classes: Sequence[str]) -> Ints:
+    """Return the numbers of the predicted classes, ``(n,)``.
+
+    Args:
+        rows: rows of ``predictions.csv``.
+        classes: names of the classes.
+    """
     order = {name: i for i, name in enumerate(classes)}
     return np.array([order[row["predicted"]] for row in rows], dtype=np.int64)
 
 
-def _answers(rows: Rows, classes: Sequence[str]) -> tuple[Floats, Ints]:
-    """Return probabilities ``(n, k)`` and targets ``(n,)``."""
+def read_answers(rows: Rows, classes: Sequence[str]) -> tuple[Floats, Ints]:
+    """Return probabilities ``(n, k)`` and targets ``(n,)``.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        classes: names of the classes.
+    """
     order = {name: i for i, name in enumerate(classes)}
     target = np.array([order[row["label"]] for row in rows], dtype=np.int64)
     return _probabilities(rows, classes), target

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score, auroc, threshold_youden
 from foveate.presentation import Chart, ShadedTable, Verdict, read_number
-from foveate.tasks.base import AbstractTask, Point, Rows, Stored
+from foveate.tasks._temperature import fit_temperature
+from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
+from foveate.tasks.classes.doubts import doubt_classes
 from foveate.tasks.classes.figures import build_charts
 from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
 from foveate.tasks.classes.words import (
@@ -74,14 +75,28 @@ class ClassTask(AbstractTask):
     # -- labels ---------------------------------------------------------------------------------
 
     @classmethod
+    def doubt(cls, labels: Sequence[str], column: str) -> str | None:
+        """Explain why labels are probably no classes; return None where they are.
+
+        Args:
+            labels: one label per image.
+            column: name of their column.
+        """
+        return doubt_classes(column, labels)
+
+    @classmethod
     def settle(
-        cls, labels: Sequence[str], shared: Mapping[str, Any] | None = None
+        cls,
+        labels: Sequence[str],
+        shared: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> dict[str, Any]:
         """Return the classes; all folds take those of the whole table, in the same order.
 
         Args:
             labels: one label per image.
             shared: what the labels of the whole table settled; None where `labels` are those.
+            options: options of the task.
         """
         if shared is not None:
             return dict(shared)
@@ -92,7 +107,7 @@ class ClassTask(AbstractTask):
                 f"holds {only}, in all {len(labels)} usable rows; at least two classes are needed. "
                 "Another column can be named with --label"
             )
-        if not cls.fits(distinct):
+        if not cls.fits(distinct, ""):
             name = cls.__module__.rsplit(".", 1)[-1].rstrip("_")
             shown = ", ".join(distinct[:8])
             raise TableError(
@@ -164,11 +179,7 @@ class ClassTask(AbstractTask):
             logits: logits of the images, ``(n, k)``.
             target: numbers of their classes, ``(n,)``, or other targets, ``(n, …)``.
         """
-        candidates = torch.logspace(-1.3, 1.3, 53, dtype=torch.float64)
-        exact = logits.double()
-        losses = [float(self._surprise(exact / t, target).sum()) for t in candidates]
-        drawn = torch.tensor(losses, dtype=torch.float64) + 2 * candidates.log().square()
-        return float(candidates[int(drawn.argmin())])
+        return fit_temperature(logits, lambda scaled: self._surprise(scaled, target))
 
     def _surprise(
         self, logits: Float[Tensor, "m k"], target: Shaped[Tensor, "m ..."]

@@ -1,0 +1,62 @@
+"""The text of a survival time, and how columns of a table are written as such texts."""
+
+from __future__ import annotations
+
+import re
+
+from foveate.tasks.base import Cells
+from foveate.tasks.events.columns import choose_events, read_times
+from foveate.wording import several
+
+_LABEL = re.compile(r"(event at|no event until) (\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+
+
+def write_label(time: float, event: bool) -> str:
+    """Write a time with or without an event: ``event at 412`` or ``no event until 913``.
+
+    Args:
+        time: the time.
+        event: whether the event was seen then.
+    """
+    return f"{'event at' if event else 'no event until'} {time:.10g}"
+
+
+def parse_label(text: str) -> tuple[float, float] | None:
+    """Parse a text of `write_label` to the time, and 1 for an event; None for others."""
+    match = _LABEL.fullmatch(text.strip())
+    return None if match is None else (float(match[2]), float(match[1] == "event at"))
+
+
+def join_pair(
+    cells: Cells, time: str, event: str, word: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write time and event of each row as one text; empty where either is missing.
+
+    Args:
+        cells: the columns.
+        time: column of times.
+        event: column of events.
+        word: value that says that the event was seen; None for the word that says so.
+
+    Returns:
+        The texts, and notes for the user.
+
+    Raises:
+        TableError: a cell is no time, or it is not clear which value is the event.
+    """
+    pairs = [
+        (when, what) if when and what else None
+        for when, what in zip(cells[time], cells[event], strict=True)
+    ]
+    words = [pair[1] for pair in pairs if pair]
+    events = choose_events(event, words, word)
+    times = read_times(list(dict.fromkeys(pair[0] for pair in pairs if pair)), time)
+    texts = tuple(
+        "" if pair is None else write_label(times[pair[0]], pair[1] in events) for pair in pairs
+    )
+    others = sorted(set(words) - set(events))
+    n = sum(word in events for word in words)
+    says = f"'{event}' = {' or '.join(events) or 'none'} is an event ({n} of {len(words)} rows)"
+    censored = f", {several(others)} is censored" if others else ""
+    note = f"survival: {says}{censored}; '{time}' is the time until then"
+    return texts, (note,)
