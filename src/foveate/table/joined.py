@@ -28,7 +28,7 @@ def named_parts(sheet: TableSheet, label: str | None) -> tuple[str, ...]:
     parts = [find_named(sheet, part.strip(), "label") for part in label.split(",") if part.strip()]
     columns = tuple(part for part in parts if part)
     if len(set(columns)) < len(columns):
-        raise TableError(f"{sheet.path}: --label {label} names a column twice")
+        raise TableError(f"{sheet.path}: --label {label} names a column twice; give each once")
     return columns if len(columns) > 1 else ()
 
 
@@ -64,8 +64,8 @@ def describe_parts(parts: Sequence[str], named: str | None = None) -> str:
     columns, option = " and ".join(f"'{part}'" for part in parts), f"--label '{','.join(parts)}'"
     if named is None:
         return (
-            f"{columns} are a label together, but another column could be the label as well: to "
-            f"train with them, say {option}; else name the other one with --label"
+            f"{columns} are a label together, but another column could be the label as well; "
+            f"say {option} to train with them, or name the other one with --label"
         )
     return (
         f"{columns} are a label together, and '{named}' alone says less, such as how long somebody "

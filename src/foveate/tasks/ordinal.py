@@ -91,7 +91,7 @@ class OrdinalTask(ClassTask):
         super().__init__(classes=classes)
         if order is not None and tuple(order) != self.classes:
             raise OptionError(
-                f"task.order: got {', '.join(order)}; the order of the grades was settled as "
+                f"task.order: got {', '.join(order)}, expected the order that was settled, "
                 f"{', '.join(self.classes)}"
             )
         self.smoothing = smoothing
@@ -133,15 +133,15 @@ class OrdinalTask(ClassTask):
             return {"classes": _apply_order(distinct, order)}
         if len(distinct) > _MAX_GRADES:
             raise TableError(
-                f"holds {len(distinct)} different labels, more than grades have. Measured numbers "
-                "are learnt by --task regression"
+                f"holds {len(distinct)} different labels, more than grades have; take "
+                "--task regression for measured numbers"
             )
         grades = sort_grades(distinct)
         if grades is None:
             raise TableError(
                 f"holds {several(distinct, 5)}, whose order is not "
-                "known. State it: --task ordinal --task.order LOWEST,…,HIGHEST; --task multiclass "
-                "trains them as classes without an order"
+                "known; state it with --task.order LOWEST,…,HIGHEST, or train classes without an "
+                "order with --task multiclass"
             )
         return {"classes": grades}
 
@@ -351,5 +351,5 @@ def _apply_order(labels: Sequence[str], order: Sequence[str]) -> list[str]:
             "name all, or keep some rows only with --classes"
         )
     if len(set(order)) < len(order):
-        raise OptionError(f"task.order: got {','.join(order)}; each grade stands there once")
+        raise OptionError(f"task.order: got {','.join(order)}; give each grade once")
     return list(order)

@@ -207,7 +207,8 @@ class SurvivalTask(AbstractTask):
         pair = parse_label(label)
         if pair is None:
             raise TableError(
-                f"'{label}' is no survival time, such as 'event at 412' or 'no event until 913'"
+                f"'{label}' is no survival time; write one such as 'event at 412' or "
+                "'no event until 913'"
             )
         return list(pair)
 

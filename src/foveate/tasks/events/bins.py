@@ -30,15 +30,15 @@ def settle_edges(targets: Sequence[tuple[float, float] | None], n_bins: int) -> 
     known = np.array([target for target in targets if target], np.float64).reshape(-1, 2)
     if 2 * len(known) <= len(targets):
         raise TableError(
-            f"holds {len(known)} survival times in {len(targets)} usable rows. Task 'survival' "
-            "takes two columns: --label TIME,EVENT"
+            f"holds {len(known)} survival times in {len(targets)} usable rows; name "
+            "both columns with --label TIME,EVENT"
         )
     time, event = known.T
     seen = np.unique(time[event > 0])
     if len(seen) < _MIN_EVENTS:
         raise TableError(
-            f"holds events at {len(seen)} different times in {len(time)} usable rows; at least "
-            f"{_MIN_EVENTS} are needed"
+            f"holds events at {len(seen)} different times in {len(time)} usable rows; "
+            f"add patients with events, at {_MIN_EVENTS} different times or more"
         )
     n_bins = min(n_bins, len(seen))
     cuts = np.unique(np.quantile(time[event > 0], np.arange(1, n_bins) / n_bins))

@@ -133,8 +133,8 @@ def choose_events(column: str, words: Sequence[str], event: str | None) -> list[
         same = [word for word in distinct if _simplify(word) == _simplify(event)]
         if not same and len(distinct) > 1:
             raise TableError(
-                f"hold no '{event}' in '{column}' (--task.event); its values are "
-                f"{several(distinct, 5)}"
+                f"hold no '{event}' in '{column}' (--task.event); take one of its "
+                f"values, {several(distinct, 5)}"
             )
         return same
     sides = [_judge(word, column) for word in distinct]

@@ -60,10 +60,10 @@ def read_values(text: str, labels: Sequence[str], none: str) -> list[float]:
     values = split_label(text)
     unknown = [word for word in values if word not in labels]
     if unknown or not values:
-        near = did_you_mean(unknown[0], labels) if unknown else ""
+        near = did_you_mean(unknown[0] if unknown else text, labels)
         raise TableError(f"'{text}' names no known labels.{near}")
     if set(values.values()) == {"?"}:
-        raise TableError(f"'{text}' says nothing about any label")
+        raise TableError(f"'{text}' says nothing about any label; fill in one of them")
     absent = "?" if _PAIR.fullmatch(text.split("|")[0].strip()) else "0"
     return [float(values.get(label, absent).replace("?", "nan")) for label in labels]
 
@@ -90,11 +90,14 @@ def settle_labels(texts: Sequence[str]) -> tuple[list[str], str]:
     names = names if are_pairs else sorted(names)
     if len(names) < 2 or not together:
         raise TableError(
-            "holds no several labels of an image. Task 'multilabel' takes cells such as 'a|b', or "
-            "several columns of 0 and 1: --label A,B,C"
+            "holds no several labels of an image; give cells such as 'a|b', or name several "
+            "columns of 0 and 1 with --label A,B,C"
         )
     if len(negative) > 1:
-        raise TableError(f"holds several words for none of the labels: {several(negative)}")
+        raise TableError(
+            f"holds several words for none of the labels ({several(negative)}); write one of them "
+            "in all rows"
+        )
     _check_spelling(names, texts)
     none = negative[0] if negative else NONE
     for name in names:
