@@ -29,7 +29,7 @@ from foveate.errors import OptionError, TrainingError
 from foveate.memory import computes_in_bf16
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 T = TypeVar("T")
 
@@ -246,13 +246,12 @@ def find_device(device: str = "auto") -> torch.device:
 
 
 def _build_fabric(device: str, precision: str, devices: int = 1, port: int = 0) -> Fabric:
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    # The import sets the levels of these loggers, so that they print the precision.
-    for name in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # The import sets the level of this logger, so that it prints the precision.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     chosen: dict[str, Any] = {"accelerator": device, "devices": devices, "precision": precision}
     if devices > 1:
         chosen["strategy"] = DDPStrategy(
@@ -281,7 +280,7 @@ def _sync_option() -> str:
 
 def _environment(rank: int, size: int, port: int) -> Any:
     """Build the environment that tells Fabric about processes that were started by us."""
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     settled: dict[str, Any] = {
         "creates_processes_externally": True,
@@ -310,7 +309,7 @@ def _start_child(rank: int, port: int, command: Sequence[str]) -> Child:
 
 
 def _free_port() -> int:
-    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
     return int(find_free_network_port())
 

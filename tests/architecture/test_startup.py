@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "numpy", "pandas", "timm", "lightning", "openslide", "tifffile", "matplotlib")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pandas",
+    "timm",
+    "lightning_fabric",
+    "openslide",
+    "tifffile",
+    "matplotlib",
+)
 
 
 def _modules_loaded_by(statement: str) -> set[str]:

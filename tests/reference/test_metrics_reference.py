@@ -1,4 +1,4 @@
-"""Every metric against scikit-learn, torchmetrics, published numbers or a slow obvious version."""
+"""Every metric against scikit-learn, published numbers or a slow obvious version."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics as sk
-import torch
 from scipy.stats import norm
-from torchmetrics.functional.classification import (
-    binary_calibration_error,
-    multiclass_calibration_error,
-)
 
 from foveate import metrics
 from foveate.metrics import weighted
@@ -68,17 +63,13 @@ def ece(prob: Floats, target: Ints) -> float:
     return metrics.score_all(prob, target, patients)["ece"].value
 
 
-def test_calibration_error_matches_torchmetrics() -> None:
-    prob, target = run(200, 2, 1)
-    theirs = binary_calibration_error(
-        torch.tensor(prob[:, 1]), torch.tensor(target), n_bins=10, norm="l1"
-    )
-    assert ece(prob, target) == pytest.approx(float(theirs), abs=1e-6)
-    prob, target = run(200, 4, 2)
-    theirs = multiclass_calibration_error(
-        torch.tensor(prob), torch.tensor(target), num_classes=4, n_bins=10, norm="l1"
-    )
-    assert ece(prob, target) == pytest.approx(float(theirs), abs=1e-6)
+def test_calibration_error_matches_another_library() -> None:
+    """The numbers are those of torchmetrics 1.9.0, with ten bins and the norm l1.
+
+    It is not imported, because with it in the environment every process of Fabric starts slowly.
+    """
+    assert ece(*run(200, 2, 1)) == pytest.approx(0.07873579465422573, abs=1e-12)
+    assert ece(*run(200, 4, 2)) == pytest.approx(0.06862317770719528, abs=1e-6)
 
 
 def test_calibration_bins_match_scikit_learn() -> None:

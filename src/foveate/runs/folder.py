@@ -36,7 +36,7 @@ _LATER = ("refit",)
 _LIBRARIES = (
     "torch",
     "timm",
-    "lightning",
+    "lightning-fabric",
     "numpy",
     "pandas",
     "openslide-python",

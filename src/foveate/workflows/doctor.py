@@ -40,7 +40,7 @@ def examine(run: Path | None = None) -> Iterator[Finding]:
     for package in (
         "torch",
         "timm",
-        "lightning",
+        "lightning-fabric",
         "openslide-bin",
         "tifffile",
         "imagecodecs",
