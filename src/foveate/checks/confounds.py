@@ -15,6 +15,7 @@ import numpy as np
 
 from foveate.checks.joins import JoinedTable
 from foveate.checks.records import CheckFinding, ImageRecord
+from foveate.metrics import adjust_p_values
 from foveate.metrics.associations import Association, associate_classes, associate_numbers
 from foveate.metrics.types import Floats, Ints
 from foveate.table import Case
@@ -27,7 +28,7 @@ _MAX_IMAGES = 2000
 """Images that are compared; of more, so many are drawn."""
 _MIN_IMAGES = 12
 _MAX_P = 0.01
-"""Largest p value, times the number of facts, of a fact that is reported."""
+"""Largest adjusted p value of a fact that is reported."""
 _MIN_EXCESS = 0.1
 """Least distance of a value from chance that is reported."""
 _STRONG = 0.35
@@ -61,7 +62,7 @@ class Measured:
     Attributes:
         fact: the fact.
         association: how well it predicts the labels.
-        p_value: p value, times the number of facts that were measured.
+        p_value: p value, adjusted for the number of facts that were measured.
     """
 
     fact: Fact
@@ -104,8 +105,9 @@ def measure_facts(
         for fact in facts
         if (association := _associate(fact, cases, task)) is not None
     ]
+    adjusted = adjust_p_values([association.p_value for _, association in measured])
     return sorted(
-        (Measured(fact, a, min(1.0, a.p_value * len(measured))) for fact, a in measured),
+        (Measured(*pair, p_value) for pair, p_value in zip(measured, adjusted, strict=True)),
         key=lambda m: -round(m.excess, 3),
     )
 
