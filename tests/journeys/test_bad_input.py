@@ -137,7 +137,7 @@ def test_wrong_options_are_refused(
     [
         (["trian"], ["no such command 'trian'", "Did you mean 'train'"]),
         (["train"], ["missing option '--out'", "foveate train --help"]),
-        (["train", "--out", "run"], ["no table: foveate train labels.csv --out RUN"]),
+        (["train", "--out", "run"], ["no table: give one, foveate train labels.csv --out RUN"]),
         (["predict", "run", "--out", "x"], ["missing argument 'IMAGES...'"]),
         (["methods", "glimpsee"], ["no method 'glimpsee'", "Did you mean 'glimpse'"]),
         (["predict", "run", "x", "--out", "y", "--device", "gpu"], ["'--device'", "'cuda'"]),

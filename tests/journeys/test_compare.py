@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from conftest import PICTURE_RUN
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import Completed, read_refusal
+from helpers.commands import Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
 OPTIONS = tuple(
@@ -17,16 +18,21 @@ OPTIONS = tuple(
 )  # the methods are compared
 
 
-@pytest.fixture
-def study(picture_table: Path, tmp_path: Path, foveate: Command) -> Path:
+@pytest.fixture(scope="module")
+def compared(picture_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compare two methods on 24 pictures and return the folder."""
-    out = tmp_path / "study"
+    out = tmp_path_factory.mktemp("compared") / "study"
     words = ("compare", picture_table, "--methods", "mil_mean,mil_max", "--out", out, *OPTIONS)
-    result = foveate(*words)
+    result = run_child(*words)
     assert result.returncode == 0, result.stderr
     assert "mil_mean" in result.stdout
-    assert "less" not in result.stderr
     return out
+
+
+@pytest.fixture
+def study(compared: Path, tmp_path: Path) -> Path:
+    """Return a copy of the comparison, which a test may change."""
+    return Path(shutil.copytree(compared, tmp_path / "study"))
 
 
 def test_methods_are_compared_on_the_same_patients(study: Path, foveate: Command) -> None:

@@ -23,6 +23,9 @@ REPLACED = {
     'method="glimpse", folds=5)': f'method="mil_mean", {SMALL})',
     "options, patches=32)": f"options, {SMALL_PARTS})",
     '"glimpse", folds=5, patches=32)': f'"mil_mean", {SMALL}, {SMALL_PARTS})',
+    'methods=("abmil", "downsampled"))': (
+        f'methods=("mil_mean", "mil_max"), {SMALL}, {SMALL_PARTS})'
+    ),
     'demo("foveate-demo")': 'demo("foveate-demo", slides=8)',
 }
 """Texts of the examples with others in their place, for a training of seconds."""

@@ -51,12 +51,12 @@ class SpotCountTask(AbstractTask):
         self.heads = (Head("count", 1, False, "sum"),)
 
     @classmethod
-    def fits(cls, labels):
+    def fits(cls, labels, column):
         """Never by itself."""
         return False
 
     @classmethod
-    def settle(cls, labels, shared=None):
+    def settle(cls, labels, shared=None, options=None):
         """Take the mean logarithm."""
         known = [float(label) for label in labels if label.isdecimal()]
         if not known:

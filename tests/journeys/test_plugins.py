@@ -127,7 +127,7 @@ class DoubtedTask(ClassTask):
         self.doubt, self.heads = doubt, (Head("class", len(self.classes), True, "sum"),)
 
     @classmethod
-    def fits(cls, labels):
+    def fits(cls, labels, column):
         """Two labels or more."""
         return len(labels) >= 2
 

@@ -453,7 +453,7 @@ def test_images_unlike_the_training_are_marked(
     marks = {row["image_id"]: row["unlike"] for row in read_rows(out / "predictions.csv")}
     assert marks["alike"] == ""
     assert marks["grey"] == "grey, not in colour"
-    assert marks["large"] == "a long side of 1.2e+03 px, not 96"
+    assert marks["large"] == "a long side of 1.2e+03 px, not 96; a short side of 1.2e+03 px, not 96"
     assert "tiny (1 x 1 pixels)" in marks["dot"]
     assert marks["white"] == "blank"
     assert "warning: 4 of 5 images are unlike those of training" in result.stderr

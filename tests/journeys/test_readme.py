@@ -31,10 +31,17 @@ SMALL = (
     *("--view.patch-px", "32", "--method.patches", "4", "--method.eval-patches", "4"),
     *("--heatmaps", "1"),
 )
+SMALL_COMPARED = tuple(
+    word
+    for i, word in enumerate(SMALL)
+    if not {"--method.patches", "--method.eval-patches"} & {word, SMALL[i - 1]}
+)
+"""The same without options of one method."""
 FLAGS: dict[str, tuple[str, ...]] = {
     "init": (),
     "check": (),
     "train": SMALL,
+    "compare": (*("--methods", "mil_mean,mil_max"), *SMALL_COMPARED),
     "predict": ("--heatmaps", "1"),
     "evaluate": (),
     "methods": (),

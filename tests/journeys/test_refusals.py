@@ -113,7 +113,7 @@ def test_a_picture_with_a_pixel_size_is_refused_with_advice(
         ("Drak=dark", "the table has no label 'Drak'. Did you mean 'darkk'?"),
         ("darkk=DARKK", "the model knows no 'DARKK'; it knows dark, plain. Did you mean 'dark'?"),
         ("darkk=pl", "the model knows no 'pl'; it knows dark, plain. Did you mean 'plain'?"),
-        ("dark=darkk", "one of the model, which comes second: --map darkk=dark"),
+        ("dark=darkk", "but 'dark' is one, which comes second: say --map darkk=dark"),
         ("darkk=tumour", "Allowed: dark, plain."),
     ],
 )

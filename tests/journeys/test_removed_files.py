@@ -122,6 +122,7 @@ def test_a_training_makes_results_again(
     walk(run, ("train", picture_table, "--out", run, *PICTURE_RUN), names, foveate, predict)
 
 
+@pytest.mark.slow
 def test_a_training_makes_frozen_start_and_refit_again(
     frozen_run: Path, picture_table: Path, foveate: Command, predict: Callable[[Path], Completed]
 ) -> None:

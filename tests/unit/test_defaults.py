@@ -23,7 +23,14 @@ FUNCTIONS = {"methods": "list_methods"}
 """Public functions with another name than their command."""
 OF_COMMANDS_ONLY = {"help", "plugins", "config", "name", "markdown"}
 """Parameters of commands alone: help, plug-ins (`add_plugin_folder`), and ways of printing."""
-OF_FUNCTIONS_ONLY = {"on_progress"}
+OF_FUNCTIONS_ONLY = {"on_progress", "more"}
+OPTIONS: dict[str, type[Any]] = {
+    "check": fv.CheckOptions,
+    "compare": fv.RunOptions,
+    "evaluate": fv.EvaluateOptions,
+    "predict": fv.PredictOptions,
+}
+"""The class of options of each command that has one."""
 COMMANDS = sorted(set(cli.commands) - {"train"})
 
 
@@ -34,11 +41,13 @@ def _list_parameters(command: click.Command) -> dict[str, click.Parameter]:
 def _list_defaults(name: str) -> dict[str, Any]:
     """The defaults of a function's arguments, and of the fields of its options."""
     arguments = inspect.signature(getattr(fv, FUNCTIONS.get(name, name))).parameters
-    plain = {key: p.default for key, p in arguments.items() if key not in OF_FUNCTIONS_ONLY}
-    options = [fv.EvaluateOptions if name == "evaluate" else fv.PredictOptions]
-    if plain.pop("options", False) is False:
-        options = []
-    return plain | {f.name: f.default for kind in options for f in dataclasses.fields(kind)}
+    left_out = OF_FUNCTIONS_ONLY | OF_COMMANDS_ONLY
+    plain = {key: p.default for key, p in arguments.items() if key not in left_out}
+    options = [] if plain.pop("options", False) is False else [OPTIONS[name]]
+    fields = {f.name: f.default for kind in options for f in dataclasses.fields(kind)}
+    if name == "compare":  # it has a list of methods instead
+        del fields["method"]
+    return plain | fields
 
 
 def _parse_least(command: click.Command) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def init(folder: Path | str, out: Path | str = "labels.csv") -> tuple[str, ...]:
 
 
 def compare(
-    what: Table | Sequence[Path | str],
+    sources: Table | Sequence[Path | str],
     out: Path | str,
     options: RunOptions | None = None,
     *,
@@ -158,7 +158,7 @@ def compare(
     The same call continues a comparison that was stopped.
 
     Args:
-        what: a table, as in `train`; or folders of runs that are trained already, at least two.
+        sources: a table, as in `train`; or folders of runs that are trained already, at least two.
         out: folder of the comparison; with a table it holds a run for each method.
         options: columns of the table, folds and so on, the same for all methods.
         methods: names of the methods; the others are compared with the first.
@@ -174,21 +174,21 @@ def compare(
         FoveateError: another error that the caller can correct.
 
     Example:
-        >>> foveate.compare("labels.csv", "study", methods=("mil_mean", "downsampled"), epochs=0)
+        >>> foveate.compare("labels.csv", "study", methods=("abmil", "downsampled"))
         Comparison study: …
     """
     from foveate.workflows.compare import compare_methods, compare_runs
 
     out, display = Path(out), as_display(on_progress)
     nested = nest_options(asdict(options or RunOptions()) | more)
-    if isinstance(what, Sequence) and not isinstance(what, str):
+    if isinstance(sources, Sequence) and not isinstance(sources, str):
         if nested or config is not None:
             raise OptionError(
                 "options of training have no effect on runs that are trained already: leave them "
                 "out, or give the table"
             )
-        return compare_runs([Path(run) for run in what], out)
-    nested["table"] = store_table(what, out) | nested.get("table", {})
+        return compare_runs([Path(run) for run in sources], out)
+    nested["table"] = store_table(sources, out) | nested.get("table", {})
     configs = {
         name: build_config(merge_config(config, nested | {"method": name})) for name in methods
     }

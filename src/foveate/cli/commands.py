@@ -136,6 +136,7 @@ such as --train.lr 1e-4, apply to all methods.
     "--methods",
     default=",".join(defaults.COMPARED_METHODS),
     show_default=True,
+    callback=lambda _, __, text: tuple(name.strip() for name in text.split(",") if name.strip()),
     help="Methods, comma-separated; the others are compared with the first.",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags override it.")
@@ -147,7 +148,7 @@ def compare(
     /,
     sources: tuple[Path, ...],
     out: Path,
-    methods: str,
+    methods: tuple[str, ...],
     config: Path | None,
     **flags: Any,
 ) -> int:
@@ -163,12 +164,11 @@ def compare(
     if not are_runs and len(sources) > 1:
         lacking = next(s for s in sources if not RunLayout(s).config.is_file())
         raise OptionError(f"{lacking} is no run: give one table, or folders of trained runs")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     with Terminal() as terminal:
         result = foveate.compare(
             sources if are_runs else sources[0],
             out,
-            methods=names,
+            methods=methods,
             config=nested,
             on_progress=terminal,
         )
