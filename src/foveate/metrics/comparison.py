@@ -109,6 +109,7 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65.
 
     Example:
+        >>> from foveate.metrics import adjust_p_values
         >>> adjust_p_values([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
@@ -127,6 +128,7 @@ def pick_front(points: Sequence[tuple[float, float]]) -> list[int]:
         points: score, where larger is better, and cost of each point.
 
     Example:
+        >>> from foveate.metrics import pick_front
         >>> pick_front([(0.9, 10.0), (0.8, 1.0), (0.7, 5.0)])
         [1, 0]
     """
