@@ -29,7 +29,7 @@ REPLACED = {
     'demo("foveate-demo")': 'demo("foveate-demo", slides=8)',
 }
 """Texts of the examples with others in their place, for a training of seconds."""
-SLOW = {"foveate.api.commands.demo"}
+SLOW = {"foveate", "foveate.api.commands.demo"}
 """Examples of minutes."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

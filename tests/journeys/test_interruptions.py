@@ -103,8 +103,10 @@ def scores(out: Path) -> tuple[object, list[dict[str, str]]]:
 
 @pytest.mark.parametrize(
     "signals",
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)],
-    ids=lambda signals: "+".join(s.name for s in signals),
+    [
+        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.slow, id="SIGINT+SIGINT"),
+        pytest.param((signal.SIGTERM,), id="SIGTERM"),
+    ],
 )
 def test_an_interrupted_evaluation_ends_in_order_and_continues(
     labelled: Path,

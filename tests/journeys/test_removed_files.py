@@ -108,6 +108,7 @@ def walk(
     assert predict(run).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_training_makes_results_again(
     picture_run: Path,
     picture_table: Path,

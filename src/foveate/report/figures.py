@@ -81,6 +81,7 @@ def render(
         FigureCanvasAgg(figure)
         plot(figure)
         write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+        figure.set_layout_engine("none")  # the places are found; finding them again takes as long
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     data = base64.b64encode(out.getvalue()).decode("ascii")
