@@ -154,6 +154,7 @@ def few(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_reports_the_audit_of_a_trained_run(
     tiny_cohort: Path, few: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:

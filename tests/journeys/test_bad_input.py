@@ -46,6 +46,7 @@ def read_cohort_rows(cohort: Path) -> list[dict[str, object]]:
 # -- the table -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unusable_tables_are_refused(tiny_cohort: Path, tmp_path: Path, foveate: Command) -> None:
     rows, out = read_cohort_rows(tiny_cohort), ("--out", tmp_path / "run")
     missing = tmp_path / "none.csv"
@@ -209,6 +210,7 @@ def finished(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
+@pytest.mark.slow
 def test_foreign_folders_are_refused(
     tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -261,6 +263,7 @@ def test_files_that_are_no_images_are_refused(
 # -- images ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_missing_image_files_are_reported(
     tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -341,6 +344,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table(folder / "labels.csv", rows)
 
 
+@pytest.mark.slow
 def test_pictures_without_spacing_work_in_pixels(
     pictures: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -393,6 +397,7 @@ def test_repeating_a_command_prints_the_same_scores(
     assert (finished / "report.html").stat().st_mtime_ns >= page
 
 
+@pytest.mark.slow
 def test_a_config_recreates_its_run(finished: Path, tmp_path: Path, foveate: Command) -> None:
     run = tmp_path / "again"
     result = foveate("train", "--config", finished / "config.yaml", "--out", run)
@@ -403,6 +408,7 @@ def test_a_config_recreates_its_run(finished: Path, tmp_path: Path, foveate: Com
     assert (run / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
 
 
+@pytest.mark.slow
 def test_predicting_a_table_a_folder_and_a_file_agree(
     tiny_cohort: Path, finished: Path, tmp_path: Path, foveate: Command
 ) -> None:

@@ -133,6 +133,7 @@ def test_row_order_and_file_times_may_change(working_copy: Path, foveate: Comman
     assert read_rows(working_copy / "run" / "predictions_oof.csv") == before
 
 
+@pytest.mark.slow
 def test_changed_weights_are_refused(working_copy: Path, foveate: Command) -> None:
     import timm
 
@@ -234,6 +235,7 @@ def test_a_fixed_size_and_a_pixel_size_exclude_each_other(
     assert "view.fit: brings pictures to one size in pixels, but the table gives" in result.stderr
 
 
+@pytest.mark.slow
 def test_other_spellings_of_a_patient_are_accepted(working_copy: Path, foveate: Command) -> None:
     rows = [(name, label, f"P{i // 2:02d}") for i, (name, label) in enumerate(ROWS)]
     table = write_table(working_copy / "p.csv", rows, "path", "label", "patient_id")

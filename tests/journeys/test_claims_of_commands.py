@@ -165,6 +165,7 @@ def test_weights_that_are_a_pickle_run_no_code(picture_run: Path, tmp_path: Path
 # -- the terminal ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_warning_of_a_library_reaches_the_terminal(tmp_path: Path) -> None:
     """Python's warnings are on, and some pictures are such as make Pillow warn."""
     rows = ["path,label"]

@@ -74,6 +74,7 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert "metrics.json is missing" in message
 
 
+@pytest.mark.slow
 def test_runs_of_other_splits_are_refused(
     study: Path, picture_table: Path, foveate: Command, tmp_path: Path
 ) -> None:

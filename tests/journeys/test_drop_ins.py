@@ -324,6 +324,7 @@ def run(place: Path, foveate: Command) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_lists_the_plug_ins_it_uses(place: Path, run: Path, foveate: Command) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
     names = (card["task"], card["method"], card["encoder"])

@@ -154,6 +154,7 @@ def test_each_test_fold_uses_its_own_model_only(trained: Path) -> None:
     assert "New images are answered by the models of all 3 folds together" in page
 
 
+@pytest.mark.slow
 def test_evaluation_on_training_images_is_reported(
     trained: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -231,6 +232,7 @@ def test_models_that_do_not_agree_are_refused(trained: Path, tmp_path: Path) -> 
 # -- refit -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_refit_can_be_added_later_and_predicts_alone(
     trained: Path, tiny_cohort: Path, slides: list[Path], tmp_path: Path, foveate: Command
 ) -> None:

@@ -173,7 +173,7 @@ def test_a_bug_in_a_method_is_named_to_python(
     ("fault", "expected"),
     [
         ("shape", "(it returns logits of shape (2, 1), expected (1, 1), one row for each image"),
-        ("evidence", "(evidence weights must be at least 0)"),
+        ("evidence", "(evidence weights must be at least 0: apply a softmax to scores)"),
         ("system", "(/nowhere/at/all: No such file or directory), no image is to blame: check"),
     ],
 )

@@ -127,6 +127,7 @@ def test_an_interrupted_evaluation_ends_in_order_and_continues(
     assert scores(tmp_path / "out") == scores(undisturbed)
 
 
+@pytest.mark.slow
 def test_workers_end_with_an_interrupted_prediction(
     labelled: Path, picture_run: Path, tmp_path: Path
 ) -> None:

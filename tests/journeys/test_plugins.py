@@ -236,6 +236,7 @@ def run(place: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_method_without_evidence_trains_and_reports(place: Path) -> None:
     """This once failed with an IndexError at the end of the training."""
     folder = place / "silent"
@@ -260,6 +261,7 @@ def test_plug_ins_are_listed(place: Path) -> None:
     assert "default 0.1" in description
 
 
+@pytest.mark.slow
 def test_a_run_with_plug_ins_is_complete(run: Path) -> None:
     card = read_json(run / "fold_0" / "model" / "model.json")
     assert (card["method"], card["task"]) == ("centre_crop", "doubted")
@@ -330,6 +332,7 @@ def test_the_method_passes_the_contract_tests(place: Path) -> None:
     assert count_passed(run_pytest(place, *words)) >= 5
 
 
+@pytest.mark.slow
 def test_the_reader_passes_the_contract_tests(place: Path) -> None:
     plugins = str(place / "plug-ins")
     words = ("tests/contracts/test_readers.py", "--plugins", plugins, "-k", "raw")

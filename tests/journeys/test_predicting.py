@@ -213,6 +213,7 @@ def test_one_process_locks_a_folder(
     assert foveate("predict", picture_run, images, "--out", out).returncode == 0
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in"), tmp_path / "out"
     pipe = subprocess.PIPE
@@ -248,6 +249,7 @@ def test_a_run_in_training_is_refused(picture_run: Path, tmp_path: Path, foveate
 # -- a full disk -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_prediction(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in", 12), tmp_path / "out"
     full = (resource.RLIMIT_FSIZE, 6000)
@@ -264,6 +266,7 @@ def test_a_full_disk_loses_no_prediction(picture_run: Path, tmp_path: Path) -> N
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_training_in_one_line(picture_table: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     full = (resource.RLIMIT_FSIZE, 9000)
@@ -367,6 +370,7 @@ def test_no_bad_file_stops_a_prediction(
     assert "OverflowError" in (out / "log.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_unusual_file_names_are_predicted(
     picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -471,6 +475,7 @@ def test_images_unlike_the_training_are_marked(
     }
 
 
+@pytest.mark.slow
 def test_an_assumed_spacing_applies_to_files_without_spacing(
     picture_table: Path, tiny_cohort: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -498,6 +503,7 @@ def test_an_assumed_spacing_applies_to_files_without_spacing(
     assert (row["unlike"], row["spacing"]) == ("", "0.5 um")
 
 
+@pytest.mark.slow
 def test_training_images_are_marked(
     picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:

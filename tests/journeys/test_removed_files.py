@@ -141,6 +141,7 @@ def test_a_training_makes_frozen_start_and_refit_again(
     assert frozen.is_file()
 
 
+@pytest.mark.slow
 def test_a_training_without_its_best_weights_says_what_to_delete(
     picture_run: Path, picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:

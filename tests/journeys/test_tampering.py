@@ -114,6 +114,7 @@ REFUSED = (
 )
 
 
+@pytest.mark.slow
 def test_a_changed_model_field_is_refused_or_harmless(run: Path) -> None:
     folder = run / "fold_0" / "model"
     path = folder / "model.json"
@@ -156,6 +157,7 @@ def test_weights_of_another_model_are_refused(run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_key_is_refused_or_harmless(run: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "given.yaml"
@@ -220,6 +222,7 @@ def test_a_changed_split_field_is_refused_or_harmless(run: Path) -> None:
     assert refused > 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["", "[]", "a: [", "3", "folds: 3", "refit: {}"])
 def test_a_run_with_a_damaged_configuration_is_refused(
     data: str, run: Path, picture_table: Path, tmp_path: Path, foveate: Command

@@ -78,6 +78,7 @@ def assert_same(out: Path, threads: Path) -> None:
     assert not (out / "parts").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_table(
     picture_run: Path, images: Path, threads: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -91,6 +92,7 @@ def test_two_processes_write_the_same_table(
     assert "11 of 12 images are answered already" in again.stderr, "what failed is tried again"
 
 
+@pytest.mark.slow
 def test_job_array_parts_write_the_same_table(
     picture_run: Path, images: Path, threads: Path, tmp_path: Path, foveate: Command
 ) -> None:
@@ -240,6 +242,7 @@ class FatalReader(AbstractReader):
 '''
 
 
+@pytest.mark.slow
 def test_an_image_that_ends_every_worker_is_set_aside(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in", 5), tmp_path / "out"
     plugin = tmp_path / "mine" / "readers" / "fatal.py"

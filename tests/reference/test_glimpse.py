@@ -171,6 +171,7 @@ def test_a_hidden_glimpse_does_not_change_the_output(tiny_cohort: Path) -> None:
     assert (answers[0][0] - answers[1][0]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_without_patch_information_it_equals_downsampled(tiny_cohort: Path) -> None:
     """Both fit the same linear model to the glimpse features of a frozen encoder."""
     task = BinaryTask(classes=("normal", "tumour"))

@@ -117,6 +117,7 @@ def _peak_kib(n_patches: int) -> int:
     return int(result.stdout)
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_patches() -> None:
     """Peaks of a process with 64 and with 4,096 patches differ by less than 5 %."""
     few, many = _peak_kib(64), _peak_kib(4096)

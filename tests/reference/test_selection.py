@@ -74,6 +74,7 @@ def test_any_order_and_chunks_select_the_best_of_all() -> None:
     assert _outcomes(_ours) == {tuple(best)}
 
 
+@pytest.mark.slow
 def test_nearly_tied_patches_are_selected_in_any_order() -> None:
     """Initial scores differ by 1e-8; the test makes 300 selections."""
     _, key = _patches()

@@ -156,6 +156,7 @@ def test_maps_on_disk_are_read_in_parts(form: torch.memory_format, tmp_path: Pat
     assert int((stored.map == 3).sum()) == part.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_step_uses_the_planned_memory(bf16: bool, tmp_path: Path) -> None:
     """In a separate process, memory is within a fifth of the plan's estimate."""

@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "control flow": (
         DataDependentBranch,
         "DataDependentBranch cannot be traced",
-        "must not depend on the values",
+        "does not depend on the values",
     ),
     "two inputs": (TwoInputs, "TwoInputs takes 2 inputs", "wrap the stack"),
     "positions": (ParameterPerPosition, "add in the stack", "one value per place"),

@@ -74,6 +74,7 @@ def test_regions_of_a_turned_image_match_the_turned_array(slide: Path, loader: C
     assert seen == set(range(8))
 
 
+@pytest.mark.slow
 def test_block_background_matches_the_glimpse(slide: Path, loader: CaseLoader) -> None:
     """Compare with slices of the turned glimpse, one pixel larger on every side."""
     results = {}

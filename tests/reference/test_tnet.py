@@ -602,6 +602,7 @@ def textured(seed: int) -> tuple[Pixels, int, tuple[int, int]]:
     return pixels, label, (corner[0], corner[1])
 
 
+@pytest.mark.slow
 def test_locations_are_learned_with_a_frozen_encoder(pool: ThreadPoolExecutor) -> None:
     """The glimpse shows the position; only full resolution shows the class."""
     torch.manual_seed(0)
@@ -802,6 +803,7 @@ def test_top_policy_uses_the_same_crops_in_both_modes(
     assert len({looked(sampled.train()) for _ in range(8)}) > 4
 
 
+@pytest.mark.slow
 def test_evaluation_crops_do_not_depend_on_other_draws(pool: ThreadPoolExecutor) -> None:
     """Over many images, crops are drawn with the probabilities of training."""
     method = small_tnet(

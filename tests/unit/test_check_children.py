@@ -74,6 +74,7 @@ def write_wild(folder: Path, word: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_each_bad_file_costs_only_itself(wild: Path) -> None:
     words = ["HANG", "CRASH", "EXIT", "GREEDY", "ERROR", "SPIN"]
     bad = {word: write_wild(wild, word) for word in words}

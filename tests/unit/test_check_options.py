@@ -15,7 +15,7 @@ OF_TABLES = {field.name for field in dataclasses.fields(TableOptions)}
 
 
 def test_both_commands_have_the_options_of_tables_with_the_same_flags() -> None:
-    assert {"column", "label", "patient", "files", "images", "classes"} == OF_TABLES
+    assert {"column", "label", "patient", "files", "images", "classes", "renamed"} == OF_TABLES
     for name, options in (("check", fv.CheckOptions), ("train", fv.RunOptions)):
         flags = {str(parameter.name): parameter.opts for parameter in cli.commands[name].params}
         for declared in list_command_options(options):

@@ -134,7 +134,7 @@ def test_thousands_that_are_measured_are_no_classes(tmp_path: Path) -> None:
 def test_survival_times_may_have_separators(tmp_path: Path) -> None:
     path = write(tmp_path, "os_days", ["1,200", "1,350", "900.5"], ["0", "1", "0"])
     path.write_text(path.read_text().replace("label", "os_event"))
-    with pytest.raises(TableError, match="'os_event' and 'os_days' are survival data"):
+    with pytest.raises(TableError, match="'os_days' and 'os_event' are a label together"):
         read_cases(path, columns=NamedColumns(label="os_event"))
 
 

@@ -171,6 +171,7 @@ def test_patch_trust_is_fitted_on_the_validation_part(
     assert float(run.weights("latest")["average.trust.value"]) == fitted
 
 
+@pytest.mark.slow
 def test_a_training_on_all_images_trusts_patches_as_the_folds_do_on_average(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(
 # -- nothing to train on features ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_downsampled_is_fitted_then_trained(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ def test_downsampled_is_fitted_then_trained(
     assert progress.best_score <= score + 2e-3
 
 
+@pytest.mark.slow
 def test_zero_end_to_end_epochs_keep_the_frozen_start(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path
 ) -> None:

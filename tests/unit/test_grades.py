@@ -122,7 +122,7 @@ def test_words_without_a_known_order_need_one() -> None:
     [
         ("cold,warm", "hot of the labels not listed"),
         ("cold,warm,hut", "no label 'hut'. Did you mean 'hot'"),
-        ("cold,warm,hot,cold", "each grade stands there once"),
+        ("cold,warm,hot,cold", "give each grade once"),
     ],
 )
 def test_an_order_names_every_grade_once(order: str, message: str) -> None:
@@ -131,7 +131,7 @@ def test_an_order_names_every_grade_once(order: str, message: str) -> None:
 
 
 def test_a_stored_order_must_be_the_settled_one() -> None:
-    with pytest.raises(OptionError, match="settled as a, b, c"):
+    with pytest.raises(OptionError, match="that was settled, a, b, c"):
         OrdinalTask(classes=["a", "b", "c"], order=("a", "c", "b"))
 
 

@@ -91,6 +91,7 @@ def build() -> Model:
     return build_model(card, pretrained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plugins")
 def test_a_plug_in_fits_answers_of_its_own(
     parts: tuple[list[Case], list[Case]], loader: CaseLoader, tmp_path: Path

@@ -160,6 +160,7 @@ def test_negative_slides_differ_in_nothing_but_the_nuclei(
         assert seen > 25 if most is None else seen < most
 
 
+@pytest.mark.slow
 def test_low_resolution_is_at_chance_and_full_resolution_is_not(tmp_path: Path) -> None:
     deciding: list[bool] = []
     radii: list[float] = []

@@ -145,6 +145,7 @@ def test_a_patient_on_both_sides_stops_the_run(
     assert f"error: {path}: fold 0: patient '{patients[moved]}' is in" in result.stderr
 
 
+@pytest.mark.slow
 def test_other_patients_in_the_table_stop_the_run(
     tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:
@@ -165,6 +166,7 @@ def test_other_patients_in_the_table_stop_the_run(
 # -- schedule, accumulation, stopping --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_group_follows_the_schedule(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -238,6 +240,7 @@ def test_accumulated_batches_equal_one_batch(
     assert far > 1e-4, "twice as many updates end elsewhere, so the comparison can fail"
 
 
+@pytest.mark.slow
 def test_accumulated_batches_follow_the_same_schedule(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -248,6 +251,7 @@ def test_accumulated_batches_follow_the_same_schedule(
             torch.testing.assert_close(halves[name], weights, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_keeps_the_best(
     cases: list[Case], loader: CaseLoader, tmp_path: Path
 ) -> None:
@@ -413,6 +417,7 @@ def collect_notices(
     return {int(text.split(" after ")[1].split(" epochs")[0]): text for text in messages}
 
 
+@pytest.mark.slow
 def test_a_run_at_chance_is_reported_at_epochs_4_and_14(
     cases: list[Case], loader: CaseLoader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -554,6 +559,7 @@ def torn_cohort(tiny_cohort: Path, tmp_path: Path) -> tuple[Path, dict[str, str]
     return table, bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["downsampled", "glimpse"])
 def test_unreadable_images_are_set_aside(
     method: str,
