@@ -9,11 +9,11 @@ import pytest
 
 from foveate.errors import OptionError, TableError
 from foveate.files.numerals import parse_number, parse_numbers
+from foveate.files.sentinels import find_sentinels
 from foveate.parts.options import parse_pairs
 from foveate.runs.config import build_config
 from foveate.table import CaseTable, LabelRules, NamedColumns, read_cases
 from foveate.table.renaming import check_new_names
-from foveate.table.sentinels import find_sentinels
 from foveate.tasks import build_task
 from foveate.tasks.binary import BinaryTask
 from foveate.tasks.multiclass import MulticlassTask

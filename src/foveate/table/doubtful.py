@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from foveate.files.numerals import parse_number
+from foveate.files.sentinels import find_sentinels
 from foveate.table.notes import quoted
 from foveate.table.same import label_key, loose_key
-from foveate.table.sentinels import find_sentinels
 from foveate.wording import several
 
 _LOST = "\ufffd"

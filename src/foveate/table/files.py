@@ -51,7 +51,7 @@ _RESULT_FILES = frozenset(
 """Files that only a folder of foveate's own results holds."""
 _RESULT_PICTURES = frozenset({PredictionLayout.heatmaps_folder, RunLayout.figures})
 """Folders of pictures in a folder of results."""
-_UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
+_UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 _MAX_ENTRIES = 200_000
 _FOREIGN = re.compile(r"^\w+://|^(?:[A-Za-z]:)?[\\/]+|^[A-Za-z]:|^~[\\/]|^(?:\.\.[\\/])+")
 """The beginning of a path of another machine: an address, drive, root, home or parent folder."""

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from foveate.errors import TableError
 from foveate.files.numerals import MAX_NUMBER, ColumnNumbers, list_readings, parse_numbers
+from foveate.files.sentinels import find_sentinels
 from foveate.table.renaming import list_confirmed
 from foveate.table.same import one_spelling
-from foveate.table.sentinels import find_sentinels
 from foveate.table.types import LabelRules, Row, TableSheet
 from foveate.wording import several
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -17,6 +19,8 @@ from foveate.parts.options import Within
 from foveate.tasks.classes import ClassTask
 from foveate.tasks.classes.negatives import is_negative
 from foveate.wording import did_you_mean
+
+_DENIAL = re.compile(r"^(?:without|non|not|no)[ _-]*")
 
 
 class BinaryTask(ClassTask):
@@ -116,10 +120,23 @@ def _negative_first(classes: tuple[str, ...], positive: str | None) -> tuple[str
 
 def _find_order(classes: Sequence[str]) -> tuple[str, ...] | None:
     """Order two classes by a word for a negative, or as numbers; None where they are neither."""
+    if (denied := _find_denied(classes)) is not None:
+        return denied
     negative = [c for c in classes if is_negative(c)]
     if len(negative) == 1:
         return (*negative, *(c for c in classes if c not in negative))
     numbers = parse_numbers(classes).values
     if len(numbers) == len(set(numbers.values())) == len(classes):
         return tuple(sorted(classes, key=lambda c: numbers[c]))
+    return None
+
+
+def _find_denied(classes: Sequence[str]) -> tuple[str, ...] | None:
+    """Order two classes of which one denies the other: ``no X`` and ``X``, ``X-`` and ``X+``."""
+    for negative, positive in itertools.permutations(classes, 2):
+        start = _DENIAL.match(negative.casefold())
+        if start is not None and negative.casefold()[start.end() :] == positive.casefold():
+            return negative, positive
+        if len(negative) > 1 and negative[-1] == "-" and f"{negative[:-1]}+" == positive:
+            return negative, positive
     return None

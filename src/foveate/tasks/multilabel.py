@@ -12,7 +12,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.errors import OptionError
 from foveate.metrics import Difference, Score, average_auroc, subtract_all, threshold_youden
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
@@ -80,11 +79,7 @@ class MultilabelTask(AbstractTask):
         smoothing: Annotated[float, Within(0, 1)] = 0.05,
         patches: Pooling = "max",
     ) -> None:
-        named = isinstance(classes, list | tuple) and all(isinstance(c, str) and c for c in classes)
-        if not named or len(classes) < 2 or len(set(classes)) < len(classes):
-            raise OptionError(f"classes: got {classes!r}, expected two different names or more")
-        if not isinstance(none, str) or not none:
-            raise OptionError(f"none: got {none!r}, expected a word")
+        texts.check_names(classes, none)
         self.classes, self.none = tuple(classes), none
         self.smoothing = smoothing
         self.columns = tuple(f"prob_{name}" for name in self.classes)
@@ -98,6 +93,11 @@ class MultilabelTask(AbstractTask):
         """Return whether a label is a list of several, such as ``a|b``."""
         del column
         return any(texts.is_list(label) for label in labels)
+
+    @classmethod
+    def doubt(cls, labels: Sequence[str], column: str) -> str | None:
+        """Explain that hardly any image has several labels; None where enough have."""
+        return texts.doubt_few_lists(labels, column)
 
     @classmethod
     def fits_columns(cls, cells: Cells) -> bool:

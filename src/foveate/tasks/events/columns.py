@@ -26,8 +26,11 @@ _TIME = re.compile(
 _SUFFIX = re.compile(
     r"_?(?:event|status|indicator|e|bin|time|days|months|years|weeks|t|m|d|censor\w*|cens|stat)$"
 )
-_UNCLEAR = re.compile(r"cens|vital")
-"""Columns in which 1 may mean either: that somebody was censored or not, is alive or dead."""
+_UNCLEAR = re.compile(
+    r"cens|vital|free|alive|(?:^|_)(?:no|non|not|without)(?:_|$)|surviv(?!.*(?:event|death|dead))"
+)
+"""Columns in which 1 may mean either: that somebody was censored or not, is alive or dead, or is
+free of the event."""
 _EVENTS = (
     *("event", "dead", "deceased", "died", "death", "uncensored", "recurred", "relapsed"),
     *("progressed", "progression", "relapse", "recurrence", "recurred/progressed"),
@@ -128,7 +131,6 @@ def choose_events(column: str, words: Sequence[str], event: str | None) -> list[
             names the columns.
     """
     distinct = sorted(set(words))
-    how = "Say which value means that the event was seen, such as --task.event "
     if event is not None:
         same = [word for word in distinct if _simplify(word) == _simplify(event)]
         if not same and len(distinct) > 1:
@@ -139,10 +141,10 @@ def choose_events(column: str, words: Sequence[str], event: str | None) -> list[
         return same
     sides = [_judge(word, column) for word in distinct]
     if None in sides or len(distinct) > 2 or (len(distinct) == 2 and sides[0] == sides[1]):
-        example = distinct[-1] if distinct else "1"
         raise TableError(
             f"hold {several(distinct, 5)} in '{column}', and it is not "
-            f"clear which of them is an event and which is censored. {how}{example}"
+            "clear which of them is an event and which is censored. Say which value means that the "
+            "event was seen with --task.event"
         )
     return [word for word, is_event in zip(distinct, sides, strict=True) if is_event]
 

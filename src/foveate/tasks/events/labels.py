@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from foveate.errors import TableError
+from foveate.files.sentinels import find_sentinels
 from foveate.tasks.base import Cells
 from foveate.tasks.events.columns import choose_events, read_times
 from foveate.wording import several
@@ -50,6 +52,15 @@ def join_pair(
     ]
     words = [pair[1] for pair in pairs if pair]
     events = choose_events(event, words, word)
+    without = sum(
+        bool(when) and not what for when, what in zip(cells[time], cells[event], strict=True)
+    )
+    if without and len(set(words)) == 1 and events:
+        raise TableError(
+            f"hold an event in every row that says something, and {without} rows with a time say "
+            f"nothing in '{event}'. Write 0 there if an empty cell means that nobody saw the "
+            "event, or leave these rows out"
+        )
     times = read_times(list(dict.fromkeys(pair[0] for pair in pairs if pair)), time)
     texts = tuple(
         "" if pair is None else write_label(times[pair[0]], pair[1] in events) for pair in pairs
@@ -58,5 +69,11 @@ def join_pair(
     n = sum(word in events for word in words)
     says = f"'{event}' = {' or '.join(events) or 'none'} is an event ({n} of {len(words)} rows)"
     censored = f", {several(others)} is censored" if others else ""
-    note = f"survival: {says}{censored}; '{time}' is the time until then"
-    return texts, (note,)
+    notes = [f"survival: {says}{censored}; '{time}' is the time until then"]
+    if codes := find_sentinels(times.values()):
+        shown = several([f"{code:g}" for code in codes])
+        notes.append(
+            f"warning: '{time}' holds {shown}, far from all other times. If that stands for a "
+            "missing value, leave the cell empty"
+        )
+    return texts, tuple(notes)

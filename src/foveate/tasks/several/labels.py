@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from foveate.errors import TableError
+from foveate.errors import OptionError, TableError
 from foveate.tasks.base import Cells
 from foveate.tasks.classes.negatives import is_negative
 from foveate.wording import did_you_mean, several
@@ -23,6 +23,8 @@ _PAIR = re.compile(r"(.+)=([01?])")
 _YES = ("1", "yes", "true", "y", "t", "positive", "present")
 _NO = ("0", "no", "false", "n", "f", "negative", "absent")
 _VALUES = dict.fromkeys(_YES, "1") | dict.fromkeys(_NO, "0")
+_MIN_SHARE = 0.05
+"""Least share of images with several labels, below which they are rather one label too many."""
 
 
 def split_label(text: str) -> dict[str, str]:
@@ -100,6 +102,11 @@ def settle_labels(texts: Sequence[str]) -> tuple[list[str], str]:
         )
     _check_spelling(names, texts)
     none = negative[0] if negative else NONE
+    if none in names:
+        raise TableError(
+            f"holds '{none}' beside another label and alone, so it cannot mean that an image has "
+            "no label; leave it out of cells with other labels"
+        )
     for name in names:
         counts = Counter(row.get(name, "?" if are_pairs else "0") for row in values)
         if not counts["1"] or not counts["0"]:
@@ -188,3 +195,38 @@ def _read_column(column: str, cells: Sequence[str]) -> list[str]:
 def _simplify(cell: str) -> str:
     """Return a cell in small letters; whole numbers without decimals."""
     return re.sub(r"^(\d+)[.,]0+$", r"\1", cell.strip().casefold())
+
+
+def doubt_few_lists(labels: Sequence[str], column: str) -> str | None:
+    """Explain that hardly any image has several labels; None where enough have.
+
+    Args:
+        labels: one label per image.
+        column: name of their column.
+    """
+    lists = [label for label in labels if is_list(label)]
+    if len(lists) >= max(2, _MIN_SHARE * len(labels)) or "=" in "".join(lists):
+        return None
+    example = lists[0]
+    return (
+        f"column '{column}' holds several labels in {len(lists)} of {len(labels)} rows only, such "
+        f"as '{example}'. Say --task multilabel if images may have several, or --map "
+        f"'{example}=LABEL' for one of them (--map '{example}=' if it is missing)"
+    )
+
+
+def check_names(classes: Sequence[str], none: str) -> None:
+    """Check the settled names of labels.
+
+    Args:
+        classes: names of the labels.
+        none: word for an image that has none of them.
+
+    Raises:
+        OptionError: they are no different names, or no word.
+    """
+    named = isinstance(classes, list | tuple) and all(isinstance(c, str) and c for c in classes)
+    if not named or len(classes) < 2 or len(set(classes)) < len(classes):
+        raise OptionError(f"classes: got {classes!r}, expected two different names or more")
+    if not isinstance(none, str) or not none:
+        raise OptionError(f"none: got {none!r}, expected a word")
