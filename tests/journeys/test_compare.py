@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import PICTURE_RUN
-from foveate.runs.folder import read_json, read_rows
+from foveate.runs.folder import read_json, read_rows, write_rows
 from helpers.commands import Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
@@ -75,6 +75,17 @@ def test_runs_that_cannot_be_compared_are_refused(
 
 
 @pytest.mark.slow
+def test_runs_of_other_labels_are_refused(study: Path, foveate: Command, tmp_path: Path) -> None:
+    path = study / "mil_max" / "predictions_oof.csv"
+    rows = read_rows(path)
+    old = rows[0]["label"]
+    rows[0]["label"] = next(row["label"] for row in rows if row["label"] != old)
+    write_rows(path, rows, list(rows[0]))
+    runs = (study / "mil_mean", study / "mil_max")
+    message = read_refusal(foveate("compare", *runs, "--out", tmp_path / "out"))
+    assert f"image '{rows[0]['image_id']}' has the label '{old}' in mil_mean, but" in message
+
+
 def test_runs_of_other_splits_are_refused(
     study: Path, picture_table: Path, foveate: Command, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def _compare(runs: Mapping[str, Path], folder: Path, n_set_aside: int) -> Compar
     """Compare finished runs, and write the results."""
     task = _check_alike(runs)
     contestants = [entry for name, run in runs.items() for entry in _read(name, run, folder)]
+    _check_labels(contestants)
     content = compare_contestants(contestants, task)
     layout = ComparisonLayout(folder)
     write_json(layout.result, content)
@@ -128,6 +129,24 @@ def _check_alike(runs: Mapping[str, Path]) -> AbstractTask:
                 "with the same --seed and --folds"
             )
     return task
+
+
+def _check_labels(contestants: Sequence[Contestant]) -> None:
+    """Refuse runs that were trained on different labels of the same images.
+
+    Raises:
+        CheckpointError: an image has two labels; the message names it.
+    """
+    first = contestants[0]
+    label_of = {row["image_id"]: row["label"] for row in first.rows}
+    for other in contestants[1:]:
+        for row in other.rows:
+            label = label_of.get(row["image_id"], row["label"])
+            if label != row["label"]:
+                raise CheckpointError(
+                    f"image '{row['image_id']}' has the label '{label}' in {first.name}, but "
+                    f"'{row['label']}' in {other.name}: compare runs on the same labels"
+                )
 
 
 def _read_question(run: Path) -> tuple[AbstractTask, Any]:
