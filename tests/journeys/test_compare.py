@@ -74,7 +74,6 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert "metrics.json is missing" in message
 
 
-@pytest.mark.slow
 def test_runs_of_other_labels_are_refused(study: Path, foveate: Command, tmp_path: Path) -> None:
     path = study / "mil_max" / "predictions_oof.csv"
     rows = read_rows(path)
@@ -86,6 +85,7 @@ def test_runs_of_other_labels_are_refused(study: Path, foveate: Command, tmp_pat
     assert f"image '{rows[0]['image_id']}' has the label '{old}' in mil_mean, but" in message
 
 
+@pytest.mark.slow
 def test_runs_of_other_splits_are_refused(
     study: Path, picture_table: Path, foveate: Command, tmp_path: Path
 ) -> None:

@@ -59,7 +59,10 @@ def compare_contestants(contestants: Sequence[Contestant], task: AbstractTask) -
         pair["p_adjusted"] = p_value
     return {
         "score": main,
-        "rows": [_describe(contestant) for contestant in contestants],
+        "rows": [
+            _describe(contestant) | {"less_first": _subtract_first(pairs, i, main)}
+            for i, contestant in enumerate(contestants)
+        ],
         "differences": [
             pair
             | {"first": contestants[pair["first"]].name, "second": contestants[pair["second"]].name}
@@ -86,3 +89,12 @@ def _describe(contestant: Contestant) -> dict[str, Any]:
         "scores": dict(contestant.scores),
         **costs,
     }
+
+
+def _subtract_first(pairs: Sequence[Mapping[str, Any]], i: int, score: str) -> dict[str, Any]:
+    """Return the difference of row i to the first row, from their pair; empty for the first."""
+    for pair in pairs:
+        if (pair["first"], pair["second"], pair["score"]) == (0, i, score):
+            p_values = {key: pair[key] for key in ("p_value", "p_adjusted") if key in pair}
+            return {"value": -pair["value"], "lo": -pair["hi"], "hi": -pair["lo"], **p_values}
+    return {}

@@ -116,26 +116,21 @@ def _small_is_good(task: AbstractTask, score: str) -> bool:
 
 def _build_rows(content: Mapping[str, Any], task: AbstractTask) -> list[dict[str, Any]]:
     """Return the rows of the table, with the difference to the first row."""
-    main, first = content["score"], content["rows"][0]["name"]
-    to_first = {
-        pair["second"]: pair
-        for pair in content["differences"]
-        if pair["score"] == main and pair["first"] == first
-    }
+    main = content["score"]
     rows = []
     for entry in content["rows"]:
-        score, pair = entry["scores"].get(main, {}), to_first.get(entry["name"])
+        score, less = entry["scores"].get(main, {}), entry["less_first"]
         others = [entry["scores"].get(name, {}) for name in task.tabled[1:]]
         rows.append(
             {
                 "name": entry["name"],
                 "value": write_decimals(score.get("value")),
                 "interval": _write_interval(score.get("lo"), score.get("hi")),
-                "difference": "–" if pair is None else _write_signed(-pair["value"]),
+                "difference": _write_signed(less["value"]) if less else "–",
                 "difference_interval": (
-                    "" if pair is None else _write_interval(-pair["hi"], -pair["lo"], signed=True)
+                    _write_interval(less["lo"], less["hi"], signed=True) if less else ""
                 ),
-                "p": "–" if pair is None else _write_p(pair.get("p_adjusted")),
+                "p": _write_p(less.get("p_adjusted")) if less else "–",
                 "others": [write_decimals(other.get("value")) for other in others],
                 "seconds": write_duration(read_number(entry, "seconds")),
                 "each": write_duration(read_number(entry, "seconds_per_image")),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,3 +29,13 @@ def fit_temperature(
     losses = [float(surprise(exact / t).sum()) for t in candidates]
     drawn = torch.tensor(losses, dtype=torch.float64) + 2 * candidates.log().square()
     return float(candidates[int(drawn.argmin())])
+
+
+def pool_temperatures(points: Sequence[Mapping[str, Any]]) -> float:
+    """Return the geometric mean of the temperatures of several models; 1 where one has none.
+
+    Args:
+        points: results of `AbstractTask.calibrate` for each model.
+    """
+    logs = np.log([point.get("temperature", 1.0) for point in points])
+    return float(np.exp(np.mean(logs)))

@@ -16,7 +16,7 @@ from foveate.metrics import Difference, Score, average_auroc, subtract_all, thre
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.presentation import Chart, ShadedTable, Verdict
-from foveate.tasks._temperature import fit_temperature
+from foveate.tasks._temperature import fit_temperature, pool_temperatures
 from foveate.tasks.base import (
     NO_OPTIONS,
     AbstractTask,
@@ -278,8 +278,7 @@ class MultilabelTask(AbstractTask):
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
         """Return the mean threshold of each label, and the geometric mean temperature."""
-        logs = np.log([point.get("temperature", 1.0) for point in points])
-        pooled: dict[str, float | None] = {"temperature": float(np.exp(np.mean(logs)))}
+        pooled: dict[str, float | None] = {"temperature": pool_temperatures(points)}
         for name in self.classes:
             if known := read_values(points, f"threshold_{name}"):
                 pooled[f"threshold_{name}"] = statistics.fmean(known)

@@ -22,7 +22,7 @@ from foveate.nn.continuation import continuation_losses
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.presentation import Chart, Verdict
-from foveate.tasks._temperature import fit_temperature
+from foveate.tasks._temperature import fit_temperature, pool_temperatures
 from foveate.tasks.base import (
     NO_OPTIONS,
     AbstractTask,
@@ -316,8 +316,7 @@ class SurvivalTask(AbstractTask):
 
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
         """Return the geometric mean of the temperatures."""
-        logs = np.log([point.get("temperature", 1.0) for point in points])
-        return {"temperature": float(np.exp(np.mean(logs)))}
+        return {"temperature": pool_temperatures(points)}
 
     def decode(self, logits: Float[Tensor, "b bins"], point: Point) -> Float[Tensor, "b columns"]:
         """Compute the risk and the survival at each horizon, ``(b, columns)``.

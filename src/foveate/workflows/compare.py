@@ -188,26 +188,20 @@ def list_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     Args:
         content: content of ``comparison.json``.
     """
-    main, first = content["score"], content["rows"][0]["name"]
-    differences = {
-        pair["second"]: pair
-        for pair in content["differences"]
-        if pair["score"] == main and pair["first"] == first
-    }
+    main = content["score"]
     rows = []
     for entry in content["rows"]:
         score = entry["scores"].get(main, {})
-        pair = differences.get(entry["name"], {})
+        less = entry["less_first"]
         rows.append(
             {
                 "name": entry["name"],
                 **{key: score.get(key, "") for key in ("value", "lo", "hi")},
-                # The score of this row less that of the first row.
-                "difference": -pair["value"] if pair else "",
-                "difference_lo": -pair["hi"] if pair else "",
-                "difference_hi": -pair["lo"] if pair else "",
-                "p_value": pair.get("p_value", ""),
-                "p_adjusted": pair.get("p_adjusted", ""),
+                "difference": less.get("value", ""),
+                "difference_lo": less.get("lo", ""),
+                "difference_hi": less.get("hi", ""),
+                "p_value": less.get("p_value", ""),
+                "p_adjusted": less.get("p_adjusted", ""),
                 **{
                     key: "" if entry[key] is None else entry[key]
                     for key in (

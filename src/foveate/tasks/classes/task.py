@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score, auroc, threshold_youden
 from foveate.presentation import Chart, ShadedTable, Verdict, read_number
-from foveate.tasks._temperature import fit_temperature
+from foveate.tasks._temperature import fit_temperature, pool_temperatures
 from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.doubts import doubt_classes
@@ -248,10 +247,9 @@ class ClassTask(AbstractTask):
     def pool(self, points: Sequence[Point]) -> dict[str, float | None]:
         """Return the mean of the thresholds there are, and the geometric mean temperature."""
         known = [float(p["threshold"]) for p in points if p.get("threshold") is not None]
-        logs = np.log([p.get("temperature", 1.0) for p in points])
         return {
             "threshold": statistics.fmean(known) if known else None,
-            "temperature": float(np.exp(np.mean(logs))),
+            "temperature": pool_temperatures(points),
         }
 
     def decode(self, logits: Float[Tensor, "b k"], point: Point) -> Float[Tensor, "b classes"]:
