@@ -98,6 +98,15 @@ def test_a_clean_cohort_has_no_problem_and_is_not_changed(clean: Path, tmp_path:
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_the_next_command_reads_the_table_in_the_same_way(clean: Path, tmp_path: Path) -> None:
+    options = fv.CheckOptions(label="label", task="binary", renamed={"ill": "sick"})
+    result = fv.check(clean, tmp_path / "out", options)
+    words = f"foveate train {clean} --label label --task binary --map ill=sick --out runs/first"
+    assert result.command == words
+    question = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    assert "sick 12" in question
+
+
 def test_facts_without_a_relation_are_not_reported(clean: Path, tmp_path: Path) -> None:
     fv.check(clean, tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))

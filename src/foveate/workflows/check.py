@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from foveate import defaults
 from foveate._version import __version__
 from foveate.checks.children import ProbeLimits, probe_all
 from foveate.checks.confounds import Measured, find_confounds, measure_facts, suggest_fit
@@ -334,6 +335,8 @@ def _write_command(
             ("--files", options.files),
             ("--images", options.images),
             ("--classes", options.classes),
+            ("--task", None if options.task == defaults.TASK else options.task),
+            *(("--map", f"{old}={new}") for old, new in (options.renamed or {}).items()),
             ("--view.assume-spacing-um", options.assume_spacing_um),
         )
         if value is not None
