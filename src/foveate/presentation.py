@@ -179,6 +179,18 @@ def write_percent(share: float | None) -> str:
     return f"{hundred:.0f} %" if hundred >= 10 else f"{hundred:.2g} %"
 
 
+def write_interval_of_100(lo: float | None, hi: float | None) -> str:
+    """Write the interval of a share as numbers of 100, for a sentence; empty without limits.
+
+    Args:
+        lo: lower limit, from 0 to 1.
+        hi: upper limit, from 0 to 1.
+    """
+    if lo is None or hi is None:
+        return ""
+    return f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
+
+
 def write_memory(mib: float | None) -> str:
     """Write an amount of memory as ``812 MiB`` or ``3.4 GiB``; a dash for None."""
     if mib is None:

@@ -10,6 +10,7 @@ from foveate.presentation import (
     ShadedTable,
     Verdict,
     read_number,
+    write_interval_of_100,
     write_percent,
 )
 
@@ -68,9 +69,7 @@ def describe_ranking(score: Mapping[str, Any], classes: Sequence[str], n_folds: 
     value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
     if value is None:
         return ""
-    within = (
-        "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
-    )
+    within = write_interval_of_100(lo, hi)
     pair = "an image of a class above one of another, on average over the classes,"
     if len(classes) == 2:
         pair = f"an image of '{classes[1]}' above one of '{classes[0]}'"

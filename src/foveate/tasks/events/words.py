@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from foveate.presentation import ScoreWords, Verdict, read_number
+from foveate.presentation import ScoreWords, Verdict, read_number, write_interval_of_100
 from foveate.tasks.base import Stored
 from foveate.tasks.classes.words import warn_of_chance
 
@@ -42,9 +42,7 @@ def describe_order(score: Mapping[str, Any], n_folds: int) -> str:
     value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
     if value is None:
         return ""
-    between = (
-        "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
-    )
+    between = write_interval_of_100(lo, hi)
     of = " of images of their own fold" if n_folds > 1 else ""
     return (
         f"of 100 comparable pairs{of}, the image with the earlier event had the higher risk in "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.errors import TableError
-from foveate.presentation import ScoreWords, Verdict, read_number
+from foveate.presentation import ScoreWords, Verdict, read_number, write_interval_of_100
 from foveate.tasks.classes.words import SCORE_WORDS as CLASS_WORDS
 from foveate.tasks.several.labels import read_values
 from foveate.wording import several
@@ -40,9 +40,7 @@ def describe_ranking(score: Mapping[str, Any], n_labels: int, n_folds: int) -> s
     value, lo, hi = (read_number(score, key) for key in ("value", "lo", "hi"))
     if value is None:
         return ""
-    between = (
-        "" if lo is None or hi is None else f" (95 % interval {100 * lo:.0f} to {100 * hi:.0f})"
-    )
+    between = write_interval_of_100(lo, hi)
     of = " of images of their own fold" if n_folds > 1 else ""
     return (
         f"images with a label ranked above images without it in {100 * value:.0f} of 100 "
