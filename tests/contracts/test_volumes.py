@@ -185,7 +185,9 @@ def test_slices_are_not_streamed() -> None:
         build("streaming_cnn", "slices", {})
 
 
-@pytest.mark.parametrize("name", ["glimpse", "abmil", "downsampled"])
+@pytest.mark.parametrize(
+    "name", ["glimpse", pytest.param("abmil", marks=pytest.mark.slow), "downsampled"]
+)
 def test_methods_accept_slice_encoders(name: str, batch: Batch) -> None:
     """Evidence refers to the volume, and a training step reaches the picture encoder."""
     model = build(name, "slices", {"taught": 1})

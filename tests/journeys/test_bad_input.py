@@ -301,6 +301,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table(folder / "labels.csv", rows)
 
 
+@pytest.mark.slow
 def test_slides_without_spacing_are_refused(bare: Path, tmp_path: Path, foveate: Command) -> None:
     small = ("--encoder", "small", "--encoder.width", "8", "--encoder.dim", "16")
     quick = (*small, "--method", "downsampled", "--epochs", "1", "--view.glimpse-px", "64")

@@ -185,7 +185,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
         ("unreadable", "problem", ["I05", "the file is empty"]),
         ("unreadable", "problem", ["I07", "a web page, such as a login page"]),
         ("missing", "problem", ["I06", "no file 'in/I06.png'"]),
-        ("row", "problem", ["pipe", "is no file; name the image's file"]),
+        ("row", "problem", ["pipe", "is a pipe or a device, no file; name the image's file"]),
         ("duplicate", "problem", ["show the same picture", "I08", "I09"]),
         ("duplicate", "problem", ["hold the bytes of another one", "different patients", "I10"]),
         ("labels", "problem", ["1 patient has images of several labels", "P01", "I92"]),

@@ -29,8 +29,13 @@ REPLACED = {
     'demo("foveate-demo")': 'demo("foveate-demo", slides=8)',
 }
 """Texts of the examples with others in their place, for a training of seconds."""
-SLOW = {"foveate", "foveate.api.commands.demo"}
-"""Examples of minutes."""
+SLOW = {
+    "foveate",
+    "foveate.api.commands.demo",
+    "foveate.api.commands.compare",
+    "foveate.api.classifier.Classifier",
+}
+"""Examples of many seconds or minutes."""
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

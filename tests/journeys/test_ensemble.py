@@ -34,6 +34,9 @@ THREE = (
 N = 3
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a run of three folds and return its folder."""

@@ -12,17 +12,9 @@ from foveate.parts import names
 from foveate.runs.folder import read_json
 from helpers.commands import Completed
 
-FAST = ("streaming_cnn",)
-"""Methods that need more of their encoder than others do."""
 
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in sorted(names("methods"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(names("methods")))
 def test_a_method_trains_and_predicts(
     method: str, tiny_cohort: Path, tmp_path: Path, foveate: Callable[..., Completed]
 ) -> None:

@@ -157,6 +157,7 @@ def test_ten_kills_change_nothing(tiny_cohort: Path, undisturbed: Path, tmp_path
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_interruption_and_two_kills_change_nothing(
     tiny_cohort: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -326,6 +326,7 @@ def count_passed(line: str) -> int:
     return int(match[1])
 
 
+@pytest.mark.slow
 def test_the_method_passes_the_contract_tests(place: Path) -> None:
     plugins = str(place / "plug-ins")
     words = ("tests/contracts/test_methods.py", "--plugins", plugins, "-k", "centre_crop")

@@ -158,7 +158,11 @@ def workers_of(process: subprocess.Popen[bytes], ray: bool) -> list[psutil.Proce
 
 
 @pytest.mark.parametrize(
-    "words", [("--workers", 2), pytest.param(("--workers", 2, "--ray", "local"), marks=needs_ray)]
+    "words",
+    [
+        ("--workers", 2),
+        pytest.param(("--workers", 2, "--ray", "local"), marks=[needs_ray, pytest.mark.slow]),
+    ],
 )
 def test_a_killed_worker_does_not_change_the_table(
     words: Sequence[object], picture_run: Path, images: Path, threads: Path, tmp_path: Path
@@ -190,6 +194,7 @@ def kill_one(process: subprocess.Popen[bytes], out: Path, *, ray: bool) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_killed_command_end(
     picture_run: Path, images: Path, threads: Path, tmp_path: Path, foveate: Command
 ) -> None:

@@ -104,9 +104,9 @@ def test_numbers_are_measured_by_rank_correlation() -> None:
 def record(width: int, day: str = "2026-01-01", device: str = "") -> ImageRecord:
     return ImageRecord(
         file_bytes=10_000, date=day, kind="picture", reader="r", shape=(100, width), channels=3,
-        bits=None, levels=((100, width),), spacing_um=None, device=device, low=0, high=1, mean=0.5,
-        border=0.5, foreground=None, blank=False, unknown=0, glimpse_s=0, region_s=0,
-        warnings=(), thumbnail="", print="",
+        bits=None, levels=((100, width),), spacing_um=None, device=device, objective=None, low=0,
+        high=1, mean=0.5, border=0.5, foreground=None, blank=False, unknown=0, glimpse_s=0,
+        region_s=0, warnings=(), thumbnail="", print="",
     )  # fmt: skip
 
 

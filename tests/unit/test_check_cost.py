@@ -12,7 +12,8 @@ from foveate.table import Case
 
 SLIDE = ImageRecord(
     file_bytes=10**6, date="2026-01-01", kind="slide", reader="r", shape=(2240, 4480), channels=3,
-    bits=None, levels=((2240, 4480),), spacing_um=(0.5, 0.5), device="", low=0, high=1, mean=0.5,
+    bits=None, levels=((2240, 4480),), spacing_um=(0.5, 0.5), device="",
+    objective=None, low=0, high=1, mean=0.5,
     border=0.9, foreground=0.25, blank=False, unknown=0, glimpse_s=0.5, region_s=0.01, warnings=(),
     thumbnail="", print="",
 )  # fmt: skip

@@ -353,7 +353,8 @@ def test_a_folder_is_no_file_of_a_row(tmp_path: Path) -> None:
     table = read_cases(path)
     assert len(table.cases) == 4
     assert "4 of 5 rows have their file" in table.notes
-    assert "1 rows name no image file, but a folder or a device: row 6 'i4.png'" in notes_of(table)
+    foreign = "1 rows name no image file, but a folder, a device or a link to nothing"
+    assert f"{foreign}: row 6 'i4.png'" in notes_of(table)
     assert "is a folder that no reader reads" in table.set_aside[0].reason
 
 

@@ -252,9 +252,8 @@ def stop_at(title: str, n: int) -> Callable[[ProgressUpdate], None]:
     return tick
 
 
-@pytest.mark.parametrize(
-    "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(
     precision: str,
     run: Run,

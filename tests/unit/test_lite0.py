@@ -44,7 +44,7 @@ def test_imagenet_weights_are_loaded_under_the_right_names(encoder: Lite0Encoder
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(1100, 1217), (1153, 1101)])
+@pytest.mark.parametrize("size", [pytest.param((1100, 1217), marks=pytest.mark.slow), (1153, 1101)])
 def test_a_crop_gives_the_maps_of_the_full_image(
     encoder: Lite0Encoder, size: tuple[int, int]
 ) -> None:

@@ -60,6 +60,7 @@ def table_of(cases: list[Case], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_batch_of_64_loses_no_image(tmp_path: Path, foveate: Command) -> None:
     table = table_of(pictures(tmp_path / "in", 200), tmp_path / "labels.csv")
     result = foveate(

@@ -224,6 +224,7 @@ def trained(
     return read_tensors(trainer.checkpoints.latest)[0]
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_batch(
     cases: list[Case], loader: CaseLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +432,7 @@ def test_a_run_at_chance_is_reported_at_epochs_4_and_14(
     assert "--method." not in notices[4], "downsampled has none of the options that help"
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_is_not_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

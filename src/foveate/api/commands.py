@@ -109,10 +109,11 @@ def check(
         24
     """
     from foveate.checks.options import CheckOptions
+    from foveate.checks.stored import FOLDER
     from foveate.workflows.check import run_check
 
     source = Path(source)
-    folder = source.parent / "check" if out is None else Path(out)
+    folder = source.parent / FOLDER if out is None else Path(out)
     return run_check(source, folder, options or CheckOptions(), as_display(on_progress))
 
 

@@ -97,9 +97,10 @@ class MapScores(nn.Module):
         Returns:
             scores ``(b, *space)`` in float32.
         """
-        mixed = self.project[stage](maps[stage])
-        for i in range(stage + 1, len(maps)):
-            coarse = self.project[i](maps[i])
-            mixed = mixed + functional.interpolate(coarse, mixed.shape[2:], mode="nearest")
+        # From coarse to fine, so that only one map is enlarged to the finest size.
+        mixed = self.project[-1](maps[-1])
+        for i in reversed(range(stage, len(maps) - 1)):
+            fine = self.project[i](maps[i])
+            mixed = fine + functional.interpolate(mixed, fine.shape[2:], mode="nearest")
         score: Tensor = self.score[level](functional.relu(mixed))[:, 0]
         return score.float()

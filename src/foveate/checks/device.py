@@ -1,4 +1,4 @@
-"""Read which device and program made a file, as far as the file states it."""
+"""Read which device and program made a file, and by which objective, where the file states it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from foveate.errors import FoveateError, converting
 
@@ -15,36 +16,53 @@ _OPENSLIDE = (
     *("openslide.vendor", "aperio.ScanScope ID", "hamamatsu.Product", "mirax.GENERAL.SLIDE_ID"),
     *("tiff.Make", "tiff.Model", "leica.device-model", "philips.DICOM_MANUFACTURER"),
 )
+_OBJECTIVE = re.compile(r"(?:AppMag\s*=\s*|NominalMagnification=\")(\d+(?:\.\d+)?)")
+"""The objective in the description of a TIFF: by Aperio's words, or in OME's XML."""
 _MAX_LETTERS = 80
 
 
-def read_device(path: Path, reader: str) -> str:
-    """Return maker, model and program in one line; empty if the file states none.
+class FileOrigin(NamedTuple):
+    """What a file states about how it was made.
+
+    Attributes:
+        device: maker, model and program in one line; may be empty.
+        objective: magnification of the objective; None where none is stated.
+    """
+
+    device: str
+    objective: float | None
+
+
+def read_origin(path: Path, reader: str) -> FileOrigin:
+    """Return what a file states about its device and objective.
 
     Args:
         path: the file.
         reader: name of the library that reads the file.
     """
     if not path.is_file():
-        return ""
+        return FileOrigin("", None)
     look = _read_openslide if reader.startswith("OpenSlide") else _read_tags
     if path.name.lower().endswith((".nii", ".nii.gz")):
         look = _read_nifti
     with contextlib.suppress(FoveateError, OSError, ValueError, struct.error), converting(path):
-        words = dict.fromkeys(" ".join(word.split()) for word in look(path))
-        return " · ".join(word for word in words if word)[:_MAX_LETTERS]
-    return ""
+        stated, objective = look(path)
+        words = dict.fromkeys(" ".join(word.split()) for word in stated)
+        device = " · ".join(word for word in words if word)[:_MAX_LETTERS]
+        return FileOrigin(device, float(objective) if objective else None)
+    return FileOrigin("", None)
 
 
-def _read_openslide(path: Path) -> list[str]:
+def _read_openslide(path: Path) -> tuple[list[str], str]:
     import openslide
 
     with openslide.OpenSlide(str(path)) as slide:
-        return [str(slide.properties.get(key, "")) for key in _OPENSLIDE]
+        stated = [str(slide.properties.get(key, "")) for key in _OPENSLIDE]
+        return stated, slide.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER, "")
 
 
-def _read_tags(path: Path) -> list[str]:
-    """Read the tags of a TIFF, or those of a camera in a JPEG or PNG."""
+def _read_tags(path: Path) -> tuple[list[str], str]:
+    """Read the tags of a TIFF, or those of a camera in a JPEG or PNG; and the objective."""
     from PIL import Image
 
     head = path.open("rb").read(4)
@@ -53,16 +71,17 @@ def _read_tags(path: Path) -> list[str]:
 
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
-            scanner = _SCANNER.search(str(tags.valueof(270, default="")))
+            described = str(tags.valueof(270, default=""))
+            scanner, objective = _SCANNER.search(described), _OBJECTIVE.search(described)
             stated = [str(tags.valueof(tag, default="")) for tag in _TAGS.values()]
-        return [*stated, scanner[1] if scanner else ""]
+        return [*stated, scanner[1] if scanner else ""], objective[1] if objective else ""
     with Image.open(path) as picture:
         exif = picture.getexif()
         stated = [str(exif.get(tag, "")) for tag in _TAGS.values()]
-        return [*stated, str(picture.info.get("Software", ""))]
+        return [*stated, str(picture.info.get("Software", ""))], ""
 
 
-def _read_nifti(path: Path) -> list[str]:
+def _read_nifti(path: Path) -> tuple[list[str], str]:
     """Read the description in the header of a NIfTI file, which names the program."""
     import gzip
 
@@ -72,4 +91,4 @@ def _read_nifti(path: Path) -> list[str]:
         head = file.read(228)
     # Descriptions may hold times and orders of a scan; the program is their first word.
     words = head[148:228].split(b"\0")[0].decode("latin-1").split(";")[0].split()
-    return words[:1]
+    return words[:1], ""

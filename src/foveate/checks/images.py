@@ -21,6 +21,9 @@ _SLIDE_UM = (0.08, 4.0)
 _MAX_ANISOTROPY = 1.02
 _MAX_RATIO = 4.0
 """Ratio of a pixel size to the median of all from which it is doubtful."""
+_UM_TIMES_OBJECTIVE = 10.0
+"""Pixel size in micrometres times magnification: 40 x has 0.25 um, 20 x has 0.5 um."""
+_MAX_OFF_OBJECTIVE = 1.15
 _LITTLE, _HARDLY_ANY = 0.02, 0.002
 """Shares of tissue on a slide that are little, and so little that the slide is hardly usable."""
 _MIN_SIDE_PX = 32
@@ -123,6 +126,13 @@ def _find_spacing(
         weight=2.9,
     )
     yield _build(
+        "note",
+        "spacing",
+        "a pixel size that does not fit the objective, of {n}: {names}",
+        "an adapter of the scanner may be why; otherwise correct the pixel size in a column 'mpp'",
+        _find_other_objectives(known, records),
+    )
+    yield _build(
         "problem",
         "spacing",
         "the table's pixel size of {n} is not what the file says: {names}",
@@ -153,6 +163,24 @@ def _find_far(known: Mapping[str, Sequence[float]]) -> Group:
     if len(far) > _FEW * len(mean):
         return {}
     return {i: f"{v:.4g} um per pixel; the median is {middle:.4g}" for i, v in far.items()}
+
+
+def _find_other_objectives(
+    known: Mapping[str, Sequence[float] | None], records: Mapping[str, ImageRecord]
+) -> Group:
+    """Return the slides whose pixel size is not that of their objective."""
+    found = {}
+    for image_id, um in known.items():
+        objective = records[image_id].objective
+        if um is None or not objective:
+            continue
+        usual = _UM_TIMES_OBJECTIVE / objective
+        mean = sum(um) / len(um)
+        if not usual / _MAX_OFF_OBJECTIVE <= mean <= usual * _MAX_OFF_OBJECTIVE:
+            found[image_id] = (
+                f"{mean:.4g} um per pixel; an objective of {objective:g} x has about {usual:.3g}"
+            )
+    return found
 
 
 def _find_contradictions(cases: Sequence[Case], records: Mapping[str, ImageRecord]) -> Group:
@@ -236,6 +264,7 @@ def _find_mixtures(records: Mapping[str, ImageRecord]) -> Iterator[CheckFinding]
     for kind, values in (
         ("kind", {i: r.kind for i, r in records.items()}),
         ("channels", {i: "grey" if r.channels == 1 else "colour" for i, r in records.items()}),
+        ("depth", {i: "8-bit" if r.bits is None else "16-bit" for i, r in records.items()}),
     ):
         if len(set(values.values())) < 2:
             continue

@@ -12,9 +12,9 @@ from foveate.checks.cost import Cost
 from foveate.checks.joins import JoinedTable
 from foveate.checks.records import CheckFinding, ImageRecord
 from foveate.files.atomic import write_text
-from foveate.report.template import fill_template
+from foveate.report.template import MAX_LISTED, fill_template
 
-_MAX_THUMBNAILS, _MAX_ROWS, _MAX_LISTED = 300, 2000, 200
+_MAX_THUMBNAILS, _MAX_ROWS = 300, 2000
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _collect_values(checked: CheckedImages) -> dict[str, Any]:
         "question": checked.question,
         "counts": _count(checked),
         "findings": checked.findings,
-        "most_listed": _MAX_LISTED,
+        "most_listed": MAX_LISTED,
         "measured": checked.measured,
         "has_slides": any(r.kind == "slide" for r in checked.records.values()),
         "sheet": _list_thumbnails(checked),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.checks.device import read_device
+from foveate.checks.device import read_origin
 from foveate.checks.records import ImageRecord
 from foveate.checks.thumbnail import draw_thumbnail, make_print, scale_to_white
 from foveate.errors import FoveateError, converting
@@ -90,6 +90,7 @@ def _collect(path: Path, messages: list[str]) -> ImageRecord:
         values = scale_to_white(glimpse, white)
         count = image.count
         file_bytes, changed = _read_state(path)
+        origin = read_origin(path, image.reader)
         return ImageRecord(
             file_bytes=file_bytes,
             date=changed,
@@ -100,7 +101,8 @@ def _collect(path: Path, messages: list[str]) -> ImageRecord:
             bits=bits,
             levels=tuple(level.shape for level in image.levels),
             spacing_um=image.spacing_um,
-            device=read_device(path, image.reader),
+            device=origin.device,
+            objective=origin.objective,
             low=round(float(values.min()), 4),
             high=round(float(values.max()), 4),
             mean=round(float(values.mean()), 4),

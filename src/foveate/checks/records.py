@@ -48,6 +48,7 @@ class ImageRecord:
         levels: pixels per axis of each level.
         spacing_um: the spacing that the file states; None where it states none.
         device: maker, model and program that the file states; may be empty.
+        objective: magnification of the objective that the file states; None where it states none.
         low, high, mean: smallest, largest and mean value of the glimpse, as shares of white.
         border: mean value at the border of the glimpse, as a share of white.
         foreground: share of the glimpse that is tissue; None for pictures and volumes, of which
@@ -70,6 +71,7 @@ class ImageRecord:
     levels: tuple[tuple[int, ...], ...]
     spacing_um: tuple[float, ...] | None
     device: str
+    objective: float | None
     low: float
     high: float
     mean: float

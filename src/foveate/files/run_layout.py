@@ -167,6 +167,7 @@ class RunLayout(AbstractLayout):
         plan, inputs, splits: the plan, what it rests on, and the parts of the folds.
         log: the log.
         quarantine: images and rows that were set aside.
+        check: findings of a check of the table, if there was one.
         predictions: test predictions of all folds.
         frozen_predictions: those of the frozen starts.
         metrics, cost: scores and costs.
@@ -182,6 +183,7 @@ class RunLayout(AbstractLayout):
     splits = _Entry("splits.json")
     log = _Entry("log.txt")
     quarantine = _Entry("quarantine.csv")
+    check = _Entry("check.json")
     predictions = _Entry("predictions_oof.csv")
     frozen_predictions = _Entry("predictions_frozen.csv")
     metrics = _Entry("metrics.json")

@@ -153,7 +153,8 @@ def _png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # Letters that the font lacks are drawn as boxes; the warning would reach the terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(file, format="png", dpi=DPI)
+        # Level 1 takes less than half the time of the default, for a file 6 % larger.
+        figure.savefig(file, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
     return file.getvalue()
 
 

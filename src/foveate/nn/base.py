@@ -122,4 +122,5 @@ class Standardise(nn.Module):
 
     def forward(self, features: Float[Tensor, "*b n_features"]) -> Float[Tensor, "*b n_features"]:
         """Standardise features ``(…, n_features)``; the result has the same shape."""
-        return (features - self.mean) / self.spread
+        rate = 1 / self.spread
+        return torch.addcmul(-self.mean * rate, features, rate)

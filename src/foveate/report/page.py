@@ -19,7 +19,7 @@ from foveate.report.figures import (
 )
 from foveate.report.gallery import MAX_INLINED, list_heatmaps
 from foveate.report.run_files import RunFiles, read_run
-from foveate.report.template import fill_template
+from foveate.report.template import MAX_LISTED, fill_template
 
 _TEMPLATE = "page.html.j2"
 
@@ -62,6 +62,8 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "n_heatmaps": len(run.heatmaps),
         "most_inlined": MAX_INLINED,
         "quarantine": run.quarantine,
+        "check": sections.read_check(run),
+        "most_listed": MAX_LISTED,
         "config": run.config_text,
         "env": {key: _write_plain(value) for key, value in run.env.items()},
         "answering": sections.describe_answering(run),

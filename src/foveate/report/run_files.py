@@ -51,6 +51,7 @@ class RunFiles:
         env: content of ``env.json``.
         splits: content of ``splits.json``.
         quarantine: rows of ``quarantine.csv``.
+        check: content of ``check.json``.
         folds: files of the folds.
         predictions: rows of ``predictions_oof.csv``, or of all folds without that file.
         metrics: content of ``metrics.json``.
@@ -70,6 +71,7 @@ class RunFiles:
     env: dict[str, Any]
     splits: dict[str, Any]
     quarantine: list[Row]
+    check: dict[str, Any]
     folds: list[FoldFiles]
     predictions: list[Row]
     metrics: dict[str, Any]
@@ -115,6 +117,7 @@ def read_run(folder: Path) -> RunFiles:
         env=disk.take(RunLayout.environment, read_json, dict),
         splits=disk.take(RunLayout.splits, read_json, dict),
         quarantine=disk.rows(RunLayout.quarantine, wanted=False),
+        check=disk.take(RunLayout.check, read_json, dict, wanted=False),
         folds=folds,
         predictions=pooled or [row for fold in folds for row in fold.predictions],
         metrics=disk.take(RunLayout.metrics, read_json, dict),

@@ -22,6 +22,7 @@ from foveate.report.run_files import RunFiles
 from foveate.tasks.base import AbstractTask
 
 _MIN_PATIENTS = 30
+_FINDING_KEYS = {"severity", "kind", "subject", "text", "remedy", "images"}
 _SPLIT_PARTS = ("train", "val", "test")
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -297,6 +298,15 @@ def summarise_localisation(run: RunFiles) -> dict[str, Any] | None:
         if lo is None or hi is None
         else f"{write_percent(lo)} to {write_percent(hi)}",
     }
+
+
+def read_check(run: RunFiles) -> dict[str, Any] | None:
+    """Return the verdict and the findings of the check of the run's table; None without one."""
+    findings = run.check.get("findings")
+    if not isinstance(findings, list):
+        return None
+    complete = [f for f in findings if isinstance(f, dict) and set(f) >= _FINDING_KEYS]
+    return {"verdict": str(run.check.get("verdict", "")), "findings": complete}
 
 
 def describe_answering(run: RunFiles) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 from foveate._version import __version__
 from foveate.presentation import write_count, write_decimals, write_percent
 
+MAX_LISTED = 200
+"""Number of images that a page lists for one finding of a check."""
+
 
 def fill_template(name: str, values: Mapping[str, Any], *, folder: Path | None = None) -> str:
     """Fill a template; a value that it lacks is an error.

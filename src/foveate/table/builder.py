@@ -156,8 +156,8 @@ class CaseBuilder:
             self.notes.append(f"warning: {len(missing)} files not found: {several(missing)}")
         if no_files:
             self.notes.append(
-                f"warning: {len(no_files)} rows name no image file, but a folder or a device: "
-                f"{several(no_files)}"
+                f"warning: {len(no_files)} rows name no image file, but a folder, a device or a "
+                f"link to nothing: {several(no_files)}"
             )
         return pairs
 
@@ -183,7 +183,11 @@ class CaseBuilder:
         if not value:
             return "no path in the table"
         if path is not None:
-            kind = "a folder that no reader reads as one image" if path.is_dir() else "no file"
+            kind = "a pipe or a device, no file"
+            if path.is_dir():
+                kind = "a folder that no reader reads as one image"
+            elif path.is_symlink() and not path.exists():
+                kind = "a link to a file that is not there"
             return f"'{value}' is {kind}; name the image's file"
         other = self.finder.beside(value)
         hint = f"; {other.relative_to(self.finder.base)} is another file" if other else ""

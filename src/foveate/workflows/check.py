@@ -22,6 +22,7 @@ from foveate.checks.joins import JoinedTable, join_images
 from foveate.checks.options import CheckOptions
 from foveate.checks.page import CheckedImages, write_check_page
 from foveate.checks.records import SEVERITIES, CheckFinding, ImageRecord
+from foveate.checks.stored import compute_source_digest
 from foveate.errors import CheckpointError, FoveateError
 from foveate.files.atomic import remove_partial_files, write_json
 from foveate.files.digest import code_sha256
@@ -298,6 +299,7 @@ def _build_json(checked: CheckedImages) -> dict[str, Any]:
         "schema": _SCHEMA,
         "version": __version__,
         "source": str(checked.joined.source),
+        "source_sha256": compute_source_digest(checked.joined.source),
         "verdict": checked.verdict,
         "n_images": len(checked.joined.cases),
         "n_read": len(checked.records),

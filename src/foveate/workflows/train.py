@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.batch.features import FeatureStore
+from foveate.checks.stored import read_stored_check
 from foveate.errors import TrainingError
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
@@ -114,6 +115,7 @@ def _run(
         )
     plan = make_plan(config, folder, display)
     list_set_aside(folder, plan)
+    _take_check(config, layout, display)
     store, processes = FeatureStore(layout.features), Processes(plan.config, folder)
     run = TrainingRun(folder, plan, store, processes, display, after_epoch)
     try:
@@ -131,6 +133,14 @@ def _run(
             processes.runtime.stop()
     shutil.rmtree(layout.features, ignore_errors=True)
     return result
+
+
+def _take_check(config: RunConfig, layout: RunLayout, display: Display) -> None:
+    """Store what a check of the table has found, for the report."""
+    stored, sentence = read_stored_check(Path(config.table.path))
+    display.say(sentence)
+    if stored:
+        write_json(layout.check, stored)
 
 
 # -- one fold -------------------------------------------------------------------------------------
