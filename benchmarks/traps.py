@@ -108,6 +108,8 @@ def run(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
         "--tb=line",
         "-p",
         "no:cacheprovider",
+        "-m",
+        "slow or not slow",
     ]
     try:
         result = subprocess.run(
