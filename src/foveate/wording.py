@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_PUNCTUATION = " \t;:!?*#_'\"`´‘’‚‛“”„‟«»‹›()[]{}¿¡…"
+
 
 def printable_name(name: str) -> str:
     """Convert a file's name to valid text: bytes that are no UTF-8 become hexadecimal escapes."""
@@ -38,6 +40,14 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     if len(begun) == 1 or near:
         return f" Did you mean '{by_small[(begun if len(begun) == 1 else near)[0]]}'?"
     return f" Allowed: {', '.join(choices)}." if choices else " There is none; leave it out."
+
+
+def strip_marks(text: str) -> str:
+    """Return a text without punctuation before and after it; the text itself if nothing is left.
+
+    Signs that change the meaning, such as plus, minus and the point before decimals, stay.
+    """
+    return text.rstrip(f"{_PUNCTUATION}.,").lstrip(_PUNCTUATION) or text
 
 
 def several(words: list[str], limit: int = 3) -> str:

@@ -472,6 +472,7 @@ def test_images_unlike_the_training_are_marked(
         "side": [96.0, 96.0],
         "assumed": 0,
         "short_side": [96.0, 96.0],
+        "colours": ["colour"],
     }
 
 

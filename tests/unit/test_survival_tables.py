@@ -102,7 +102,7 @@ def test_a_doubtful_event_is_refused_until_it_is_named(
 
 
 def test_an_event_that_does_not_occur_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"hold no 'dead' in 'event' .*one of its values, 0, 1"):
+    with pytest.raises(TableError, match=r"hold no 'dead' in 'event', .*one of its values, 0, 1"):
         read(tmp_path, {"time": TIMES, "event": "010101"}, task_options={"event": "dead"},
              task="survival")  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_rows_without_a_time_or_an_event_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["-3", "soon", "inf"])
 def test_a_cell_that_is_no_time_is_refused(tmp_path: Path, bad: str) -> None:
     times = [*TIMES[:5], bad]
-    with pytest.raises(TableError, match=r"are not a column of times|which is no time"):
+    with pytest.raises(TableError, match="which is no time"):
         read(tmp_path, {"time": times, "event": "010101"}, "time,event", task="survival")
 
 
@@ -131,7 +131,7 @@ def test_times_have_one_decimal_mark(tmp_path: Path) -> None:
     times = ["1,200", "1,300", "913,5", "20,5", "30,5", "40"]
     table = read(tmp_path, {"time": times, "event": "010101"})
     assert labels_of(table)[:3] == ["no event until 1.2", "event at 1.3", "no event until 913.5"]
-    with pytest.raises(TableError, match=r"'1,200' in 'time', which is 1200 or 1\.2"):
+    with pytest.raises(TableError, match=r"row 2, column 'time': got '1,200', which is 1200 or"):
         read(tmp_path, {"time": ["1,200", *"23456"], "event": "010101"})
 
 

@@ -487,7 +487,7 @@ def test_labels_that_differ_in_capitals_or_dashes_are_reported(tmp_path: Path) -
     with pytest.raises(TableError, match=r"--map 'high grade=High-grade' if they mean the same"):
         read_cases(path)
     read = read_cases(path, labels=LabelRules(wanted=labels))
-    assert len([note for note in read.notes if "capitals, blanks or dashes" in note]) == 2
+    assert len([note for note in read.notes if "capitals, blanks, dashes or marks" in note]) == 2
 
 
 @pytest.mark.parametrize("row", ["," * 20_000, "a," * 3_000])

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 MAX_NUMBER = 1e15
 """The largest size of a label that is learnt: a spreadsheet stores no more digits."""
 _DECIMAL_MARKS = (".", ",")
-_REPLACED = str.maketrans("\u2212\u2019\u2018\u00b4`\uff0c\uff0e", "-'''',.")
-"""The minus sign, apostrophes, and wide marks, as a keyboard types them."""
+_REPLACED = str.maketrans(
+    "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d\uff0b\u2019\u2018\u00b4`\uff0c\uff0e",
+    "-------+'''',.",
+)
+"""Minus signs and dashes, apostrophes, and wide marks, as a keyboard types them."""
 
 
 def _compile(mark: str, other: str) -> re.Pattern[str]:

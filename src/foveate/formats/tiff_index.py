@@ -14,11 +14,11 @@ from typing import Any, cast
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat, converting
 from foveate.formats import tiff_codec as codec
+from foveate.formats.appended import find_appended_tiff
 from foveate.formats.tiff_grid import BlockGrid, read_grid
 
 log = logging.getLogger("foveate")
 
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 4096
 _NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
 _QPTIFF = "PerkinElmer-QPI"
@@ -84,6 +84,7 @@ def read_index(path: Path) -> TiffIndex:
             pages, key=lambda page: 0 if page.is_reduced else page.imagelength * page.imagewidth
         )
         _refuse_stack(path, base, pages)
+        _refuse_appended(path, base, pages)
         levels = [read_grid(path, base)]
         levels += [read_grid(path, page) for page in _finer_to_coarser(base, pages)]
         return TiffIndex(
@@ -198,6 +199,25 @@ def _refuse_stack(path: Path, base: Any, pages: list[Any]) -> None:
         raise UnsupportedFormat(
             f"{path}: holds {max(same, deep, similar)} pages of {size} size (a stack, or channels "
             "in separate pages); save one flat picture or an RGB pyramid"
+        )
+
+
+def _refuse_appended(path: Path, base: Any, pages: list[Any]) -> None:
+    """Refuse a file behind whose end another TIFF with a picture of about the size stands."""
+    import tifffile
+
+    start = find_appended_tiff(path, pages)
+    if start is None:
+        return
+    try:
+        with converting(path, _explain_damage), tifffile.TiffFile(path, offset=start) as file:
+            sizes = [math.prod(_size(page)) for page in _pages(path, file)]
+    except UnreadableImage:  # no TIFF
+        return
+    if 2 * max(sizes, default=0) > math.prod(_size(base)):
+        raise UnsupportedFormat(
+            f"{path}: another TIFF stands behind the end of the first, which would be read alone; "
+            "save each as a file of its own"
         )
 
 

@@ -20,6 +20,12 @@ _VALUES = {
     "other": "values without a unit, such as MR",
 }
 """The kinds of a volume's values in words."""
+COLOURS = ("grey", "colour")
+"""The kinds of a picture's colours: nearly grey in all pixels, also if stored in three channels."""
+_COLOURED = 10 / 255
+"""A pixel has a colour if its channels differ by so much of the largest value; noise is less."""
+_COLOURED_SHARE = 0.001
+"""A picture is in colour if so many of its pixels are; a slide may hold little tissue, pale too."""
 _BLANK = 0.03
 """A glimpse is blank if its values span less than this share of the range of its dtype."""
 
@@ -54,7 +60,8 @@ class ImageFacts:
 class TrainedOn:
     """Facts of the images that a model was trained on.
 
-    The last four are empty in models of older versions, and the last three of them for pictures.
+    The last five are empty in models of older versions; `slices`, `anisotropy` and `values` are so
+    for pictures, and `colours` for volumes.
 
     Attributes:
         n: number of images.
@@ -68,6 +75,7 @@ class TrainedOn:
         slices: smallest and largest number of voxels along the axis that has the fewest.
         anisotropy: smallest and largest ratio of a voxel's longest to its shortest side.
         values: kinds of values that occur (`images.read_count.VALUES`).
+        colours: kinds of colours that occur in their pixels (`COLOURS`).
     """
 
     n: int
@@ -81,16 +89,19 @@ class TrainedOn:
     slices: tuple[int, int] | None = None
     anisotropy: tuple[float, float] | None = None
     values: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
 
-    def differences(self, image: AbstractImage) -> list[str]:
-        """Describe how an image differs from the training images, one phrase per difference."""
+    def differences(self, image: AbstractImage, glimpse: Pixels) -> list[str]:
+        """Describe how an image differs from the training images, one phrase per difference.
+
+        Args:
+            image: the open image.
+            glimpse: its glimpse, ``(*space, c)``.
+        """
         differences = []
         if image.kind not in self.kinds:
             differences.append(f"a {image.kind}, not a {' or '.join(self.kinds)}")
-        if image.channels not in self.channels:
-            differences.append(
-                "grey, not in colour" if image.channels == 1 else "in colour, not grey"
-            )
+        differences += self._differences_of_colours(image, glimpse)
         values = image.count.values
         if self.values and values is not None and values not in self.values:
             known = " or ".join(_VALUES[name] for name in self.values)
@@ -109,6 +120,24 @@ class TrainedOn:
         if image.ndim == 3:
             differences += self._differences_of_slices(image)
         return differences
+
+    def _differences_of_colours(self, image: AbstractImage, glimpse: Pixels) -> list[str]:
+        """Describe that an image is grey beside coloured training images, or the reverse.
+
+        Its pixels decide where those of training are known, and else its number of channels.
+        """
+        colours = judge_colours(glimpse)
+        if self.colours and image.ndim == 2:
+            is_unlike = colours is not None and colours not in self.colours
+        else:
+            is_unlike = image.channels not in self.channels
+            colours = "grey" if image.channels == 1 else "colour"
+        if not is_unlike:
+            return []
+        if colours == "colour":
+            return ["in colour, not grey"]
+        stored = "" if image.channels == 1 else " (grey pixels, stored as colours)"
+        return [f"grey, not in colour{stored}"]
 
     def _differences_of_slices(self, image: AbstractImage) -> list[str]:
         """Describe how a volume differs from the training volumes in number and form of slices."""
@@ -171,7 +200,7 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
         glimpse: its glimpse, ``(*space, c)``.
         training: facts of the training images; None for models that store none.
     """
-    differences = [] if training is None else training.differences(image)
+    differences = [] if training is None else training.differences(image, glimpse)
     # A volume may have few slices; a picture of a few rows shows nothing.
     side = min(image.shape) if image.ndim == 2 else max(image.shape)
     if side < _MIN_SIDE_PX:
@@ -183,6 +212,17 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
         share_text = f"{share:.2g} %" if share >= 0.1 else "less than 0.1 %"
         differences.append(f"{share_text} of the voxels are no finite numbers, read as black")
     return "; ".join(differences)
+
+
+def judge_colours(glimpse: Pixels) -> str | None:
+    """Return which of `COLOURS` the pixels of a glimpse, ``(*space, c)``, have; None if blank."""
+    if is_blank(glimpse):
+        return None
+    if glimpse.shape[-1] == 1:
+        return "grey"
+    spread = glimpse.max(-1).astype(np.int64) - glimpse.min(-1)
+    share = float((spread > _COLOURED * white_value(glimpse.dtype)).mean())
+    return "colour" if share > _COLOURED_SHARE else "grey"
 
 
 def is_blank(glimpse: Pixels) -> bool:

@@ -25,18 +25,20 @@ from foveate.table import (
 _TABLES = (".csv", ".tsv", ".xlsx")
 
 
-def gather_cases(paths: Sequence[Path]) -> CaseTable:
+def gather_cases(paths: Sequence[Path], labels: LabelRules | None = None) -> CaseTable:
     """Gather cases from files, folders and tables, and the rows of tables that cannot be used.
 
     A broken link is a case, too: prediction sets it aside. Results of foveate are left out.
 
     Args:
         paths: image files, folders of images, and tables.
+        labels: rules for the labels of tables; by default they may be anything.
 
     Raises:
         ImageNotFound: a path does not exist.
         TableError: there is no image, or there are only results of foveate.
     """
+    rules = labels or LabelRules(needed=False)
     tables: list[CaseTable] = []
     results: list[Path] = []
     for path in paths:
@@ -45,9 +47,7 @@ def gather_cases(paths: Sequence[Path]) -> CaseTable:
         if is_result(path):
             results.append(path)
         elif path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(
-                read_cases(path, labels=LabelRules(needed=False), is_image=is_image_folder)
-            )
+            tables.append(read_cases(path, labels=rules, is_image=is_image_folder))
         else:
             tables.append(cases_from_folder(path, is_image_folder))
     if results and not tables:

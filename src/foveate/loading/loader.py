@@ -23,6 +23,7 @@ from foveate.errors import (
 from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
 from foveate.images.foreground import measure_slide_contrast
 from foveate.images.image import AbstractImage
+from foveate.images.likeness import judge_colours
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
 from foveate.readers import ReaderOptions
@@ -66,6 +67,8 @@ class CaseLoader:
 
     Attributes:
         factors: by image id, the table's spacing divided by the file's, where they differ.
+        colours: by image id, the kind of colours of the glimpses read so far
+            (`images.likeness.COLOURS`); None for a blank one.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class CaseLoader:
         self._images = OpenImages(keep_open)
         self._taken = (0, 0)
         self.factors: dict[str, float] = {}
+        self.colours: dict[str, str | None] = {}
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
         self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="patches")
 
@@ -100,6 +104,8 @@ class CaseLoader:
         if cached is not None:
             return replace(cached, image=image)
         loaded = self._read(case, image, self.view)
+        if case.image_id not in self.colours:
+            self.colours[case.image_id] = judge_colours(loaded.glimpse)
         self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
 

@@ -58,7 +58,8 @@ class EvaluateOptions(PredictOptions):
         files: second table with one row per image, where the table has one row per patient.
         images: folder that paths are relative to.
         renamed: class of the model, by label of the table; with an empty name, the label is
-            missing. Labels are renamed as in training as well. Rows with other labels that the
+            missing. Where several columns hold the label, such as a time and an event, their words
+            are renamed. Labels are renamed as in training as well. Rows with other labels that the
             model does not know are set aside.
         audit_layout: shuffle the positions of patches as well, to test whether the model uses them.
     """

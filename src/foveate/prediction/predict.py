@@ -326,6 +326,6 @@ def _average(
         if len(deviations) == n
         else None,
         deviation_over_models=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
-        unlike=describe_unlikeness(image, opened.item.glimpse, models.card.trained_on),
+        unlike=describe_unlikeness(image, opened.item.glimpse, models.trained_on),
         factor=opened.loader.factors.get(case.image_id),
     )

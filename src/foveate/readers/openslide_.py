@@ -15,8 +15,9 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
+from foveate.formats.appended import TIFF_MARKS
 from foveate.formats.tiff_grid import MAX_BLOCK_BYTES
-from foveate.formats.tiff_index import TIFF_MARKS, is_coding_read, refuse_unlisted
+from foveate.formats.tiff_index import is_coding_read, refuse_unlisted
 from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level

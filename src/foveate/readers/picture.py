@@ -7,9 +7,12 @@ bombs stays on. Colour profiles are ignored: pixels are read as they are stored.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import math
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, final
 
@@ -23,6 +26,7 @@ from foveate.errors import (
     UnsupportedFormat,
     converting,
 )
+from foveate.formats.appended import find_appended
 from foveate.formats.jpeg_damage import StagedFile, find_scan
 from foveate.formats.markers import DamagedBlock
 from foveate.formats.orientation import Orientation
@@ -72,6 +76,7 @@ class PictureReader(AbstractReader):
             grey = image.mode in ("1", "L", "LA", "La", *_GREY16)
             self.dtype = np.dtype(np.uint16 if image.mode in _GREY16 else np.uint8)
             _refuse_several(path, image)
+            self._lists_pictures = image.format == "MPO"
         self.kind = "picture"
         self.levels = (Level(shape, (1.0, 1.0)),)
         self.spacing_um = None
@@ -160,7 +165,35 @@ class PictureReader(AbstractReader):
             image.load()
             if isinstance(file, StagedFile):
                 file.check_end()
-            return _array(image)
+            pixels = _array(image)
+        if not self._lists_pictures and (rest := find_appended(self.path)) is not None:
+            self._refuse_another(rest, pixels)
+        return pixels
+
+    def _refuse_another(self, rest: bytes, pixels: Pixels) -> None:
+        """Refuse a file if the picture behind the first one is another one of about its size.
+
+        Args:
+            rest: the bytes of the file from the second picture on.
+            pixels: the pixels of the first one, ``(y, x, c)``.
+
+        Raises:
+            UnsupportedFormat: the second picture is another one.
+        """
+        try:
+            with converting(self.path, _explain_decoding), self._open(io.BytesIO(rest)) as image:
+                if not _is_similar(image.size[::-1], pixels.shape):
+                    return
+                image.load()
+                second = _array(image)
+        except FoveateError:  # no picture
+            return
+        if not np.array_equal(second, pixels):
+            raise UnsupportedFormat(
+                f"{self.path}: another picture of {image.size[1]} x {image.size[0]} pixels stands "
+                "behind the end of the first, which would be read alone; save each as a file of "
+                "its own"
+            )
 
     def close(self) -> None:
         """Release the pixels. Closing twice is harmless."""
@@ -169,34 +202,44 @@ class PictureReader(AbstractReader):
 
 
 def _refuse_several(path: Path, image: Image.Image) -> None:
-    """Refuse a file with several pictures of the same size, such as an animation.
+    """Refuse a file with several pictures of about the same size, such as an animation.
 
     Raises:
         UnsupportedFormat: there are several.
         UnreadableImage: they cannot be counted.
     """
-    same = 1
+    same, size = 1, "the same"
     with converting(path, _explain_decoding):
         n = int(getattr(image, "n_frames", 1))
         if n > 1 and image.format == "MPO":  # a JPEG, whose pictures may differ in size
-            same = _count_same_size(image, n)
+            same, size = _count_similar(image, n)
         elif n > 1:
             same = n
     if same > 1:
         raise UnsupportedFormat(
-            f"{path}: holds {same} pages of the same size (an animation or a stack); save one flat "
+            f"{path}: holds {same} pages of {size} size (an animation or a stack); save one flat "
             "picture"
         )
 
 
-def _count_same_size(image: Image.Image, n: int) -> int:
-    """Count the pictures in a JPEG that have the size of the first; it is the current one then."""
+def _count_similar(image: Image.Image, n: int) -> tuple[int, str]:
+    """Count the pictures in a JPEG of about the size of the first; it is the current one then.
+
+    Returns:
+        their number, and whether they have ``the same`` or a ``similar`` size.
+    """
     sizes = []
     for i in range(n):
         image.seek(i)
         sizes.append(image.size)
     image.seek(0)
-    return sizes.count(sizes[0])
+    similar = [size for size in sizes if _is_similar(size, sizes[0])]
+    return len(similar), "the same" if len(set(similar)) == 1 else "similar"
+
+
+def _is_similar(shape: Sequence[int], first: Sequence[int]) -> bool:
+    """Return whether a picture has more than half of the pixels of another; previews have less."""
+    return 2 * math.prod(shape[:2]) > math.prod(first[:2])
 
 
 def _explain_decoding(error: Exception, path: object) -> FoveateError:

@@ -27,6 +27,7 @@ from foveate.errors import (
     converting,
     explain_os_error,
 )
+from foveate.formats.appended import TIFF_MARKS
 from foveate.formats.markers import DamagedBlock
 from foveate.formats.orientation import Orientation
 from foveate.formats.tiff_blocks import (
@@ -40,7 +41,7 @@ from foveate.formats.tiff_blocks import (
 )
 from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, decode_block
 from foveate.formats.tiff_grid import BlockGrid
-from foveate.formats.tiff_index import TIFF_MARKS, TiffIndex, read_index
+from foveate.formats.tiff_index import TiffIndex, read_index
 from foveate.formats.tiff_levels import choose_levels, cut_region, stored_share
 from foveate.formats.tiff_spacing import ome_pixels, stated_planes, stated_spacing
 from foveate.geometry import fine_px_from_coarse_px

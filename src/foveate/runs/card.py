@@ -10,7 +10,7 @@ from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
 from foveate.errors import CheckpointError
 from foveate.files.fields import Fields, read_fields
-from foveate.images.likeness import TrainedOn
+from foveate.images.likeness import COLOURS, TrainedOn
 from foveate.images.read_count import VALUES
 
 SCHEMA = 1
@@ -169,6 +169,9 @@ def parse_trained_on(fields: Fields) -> TrainedOn:
         anisotropy=_read_range(fields, "anisotropy", 1.0, _LARGE),
         values=tuple(name for name in fields.texts("values") if name in VALUES)
         if "values" in fields
+        else (),
+        colours=tuple(name for name in fields.texts("colours") if name in COLOURS)
+        if "colours" in fields
         else (),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import CheckpointError
 from foveate.files.digest import file_sha256
 from foveate.files.run_layout import ModelLayout
+from foveate.images.likeness import TrainedOn
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import Model, load_model
 from foveate.runs.folder import model_folders
@@ -59,6 +60,16 @@ class Ensemble:
     def card(self) -> ModelCard:
         """Card of the first member; its task and view are those of all members."""
         return self.members[0].card
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """Facts about the images of the run, with the colours of the images of all members."""
+        facts = [member.card.trained_on for member in self.members]
+        if facts[0] is None:
+            return None
+        colours = [() if fact is None else fact.colours for fact in facts]
+        union = sorted({name for names in colours for name in names}) if all(colours) else ()
+        return replace(facts[0], colours=tuple(union))
 
     @property
     def task(self) -> AbstractTask:

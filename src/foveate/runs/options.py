@@ -25,7 +25,7 @@ class TableOptions:
         images: folder that paths are relative to.
         classes: keep only images with these labels, comma-separated.
         renamed: new name by label of the table, stored with the models; with an empty name, the
-            label is missing.
+            label is missing. Labels in a list and words of several columns are renamed as well.
     """
 
     column: str | None = option(None, flags=("--path",), keys=("table.image",))

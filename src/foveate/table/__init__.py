@@ -9,7 +9,7 @@ from pathlib import Path
 from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import NamedColumns, choose_patient, header_names, recognise
-from foveate.table.doubtful import doubt_missing, doubt_spellings
+from foveate.table.doubtful import doubt_missing, doubt_none, doubt_spellings
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
@@ -22,7 +22,7 @@ from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
-from foveate.tasks import AUTO, explain_unfit, learns_numbers
+from foveate.tasks import AUTO, explain_unfit, learns_numbers, suggest_tasks
 from foveate.wording import several
 
 __all__ = [
@@ -87,19 +87,20 @@ def read_cases(
     need_label = rules.needed or rules.wanted is not None
     roles = recognise(sheet, names, need_label=need_label, to_train=to_train, task=rules.task)
     if roles.parts:
-        sheet, task = join_parts(sheet, roles.parts, rules.task, rules.task_options)
-        rules = replace(rules, task=task)
+        sheet, rules = join_parts(sheet, roles.parts, rules)
     elif to_train and rules.task == AUTO and (parts := find_parts(sheet, AUTO, named=roles.label)):
         raise TableError(f"{sheet.path}: {describe_parts(parts, roles.label)}")
     builder = CaseBuilder(sheet, roles, Finder(images or (files or table).parent, is_image))
     cases = builder.build(rules)
+    hints: list[str] = []
     if to_train:
         _check_labels(sheet, str(roles.label), builder, cases, rules)
+        hints = suggest_tasks(rules.task, [str(case.label) for case in cases], str(roles.label))
     return CaseTable(
         cases=cases,
         label_column=roles.label,
         columns=roles.by_role(),
-        notes=(*sheet.notes, *roles.notes, *builder.notes),
+        notes=(*sheet.notes, *roles.notes, *builder.notes, *hints),
         set_aside=tuple(builder.set_aside),
         task=rules.task,
     )
@@ -111,9 +112,13 @@ def _check_labels(
     """Raise `TableError` if the task cannot be trained on the labels, or if they are doubtful."""
     labels, confirmed = [str(case.label) for case in cases], list_confirmed(rules)
     numbers = learns_numbers(rules.task)
+    n_empty = sum(not row.cells[column] for row in sheet.rows) + builder.missing_words.total()
     reason = None if numbers else doubt_missing(column, labels, confirmed)
     reason = reason or explain_unfit(rules.task, labels, column, rules.task_options)
-    reason = reason or (None if numbers else doubt_spellings(column, labels, confirmed))
+    if not reason and not numbers:
+        reason = doubt_spellings(column, labels, confirmed) or doubt_none(
+            column, labels, n_empty, confirmed
+        )
     if reason:
         aside = builder.set_aside
         left_out = [f"{len(aside)} rows set aside, the first: {aside[0].reason}"] if aside else []

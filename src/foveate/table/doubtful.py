@@ -10,6 +10,8 @@ from foveate.files.numerals import parse_number
 from foveate.files.sentinels import find_sentinels
 from foveate.table.notes import quoted
 from foveate.table.same import label_key, loose_key
+from foveate.tasks.classes.grades import are_grades
+from foveate.tasks.several.labels import is_list
 from foveate.wording import several
 
 _LOST = "\ufffd"
@@ -33,7 +35,8 @@ def doubt_missing(column: str, labels: Sequence[str], confirmed: Collection[str]
     words = [label for label in counts if label not in values]
     if len(counts) == 2 and all(map(_ONE_DIGIT.fullmatch, counts)):
         return None
-    numbers = [*values.values(), *([0.0] if words else [])]
+    numbers = [value for label, value in values.items() for _ in range(counts[label])]
+    numbers += [0.0] if words else []
     codes = set(find_sentinels(numbers))
     doubtful = [label for label in sorted(values) if values[label] in codes]
     keys = {label_key(label) for label in confirmed}
@@ -49,10 +52,35 @@ def doubt_missing(column: str, labels: Sequence[str], confirmed: Collection[str]
     )
 
 
+def doubt_none(
+    column: str, labels: Sequence[str], n_empty: int, confirmed: Collection[str]
+) -> str | None:
+    """Explain that ``none`` beside empty cells may stand for one; None where it clearly does not.
+
+    Python writes an empty value so. Among grades, and beside several labels, it is a label.
+
+    Args:
+        column: name of the column.
+        labels: one label per image.
+        n_empty: number of rows whose cell is empty or holds a word for a missing value.
+        confirmed: labels that the user has named as classes.
+    """
+    counts = Counter(labels)
+    keys = {label_key(label) for label in confirmed}
+    words = [w for w in sorted(counts) if w.casefold() == "none" and label_key(w) not in keys]
+    if not n_empty or not words or any(map(is_list, counts)) or are_grades(list(counts), column):
+        return None
+    return (
+        f"column '{column}' holds '{words[0]}' in {counts[words[0]]} rows beside {n_empty} empty "
+        f"ones, so it may be a class or stand for an empty cell. Say --map '{words[0]}=' if it is "
+        f"missing there, or --map '{words[0]}={words[0]}' if it is a class"
+    )
+
+
 def doubt_spellings(column: str, labels: Sequence[str], confirmed: Collection[str]) -> str | None:
     """Explain that one label is written in several ways; None where none is.
 
-    They differ in capitals, blanks or dashes only, or in a letter that a program has lost.
+    They differ in capitals, blanks, dashes or marks only, or in a letter that a program has lost.
 
     Args:
         column: name of the column.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from foveate.errors import TableError
 from foveate.table.choice import find_named
 from foveate.table.missing import is_missing
-from foveate.table.types import TableSheet
+from foveate.table.renaming import rename_cells
+from foveate.table.types import LabelRules, TableSheet
 from foveate.tasks import find_label_columns, join_columns
+from foveate.tasks.base import CellError
 
 
 def named_parts(sheet: TableSheet, label: str | None) -> tuple[str, ...]:
@@ -74,24 +75,36 @@ def describe_parts(parts: Sequence[str], named: str | None = None) -> str:
 
 
 def join_parts(
-    sheet: TableSheet, parts: Sequence[str], task: str, options: Mapping[str, Any]
-) -> tuple[TableSheet, str]:
-    """Add the column of the joined labels to a table.
+    sheet: TableSheet, parts: Sequence[str], rules: LabelRules
+) -> tuple[TableSheet, LabelRules]:
+    """Rename the words of the columns that hold the label together, and add the joined labels.
 
     Args:
         sheet: the table.
         parts: the columns that hold the label together.
-        task: name of the task, or ``auto``.
-        options: options of the task.
+        rules: rules for the labels.
 
     Returns:
-        The table, with notes on how the columns were understood, and the name of the task.
+        The table, with notes on how the columns were understood, and the rules for the joined
+        labels: the task that takes them, and nothing that is still to be renamed.
 
     Raises:
-        TableError: the task does not take these columns, or does not understand a cell.
+        OptionError: a word that is to be renamed does not occur.
+        TableError: the task does not take these columns, or does not understand a cell, or only
+            some labels are wanted.
     """
+    names = " and ".join(f"'{part}'" for part in parts)
+    if rules.wanted is not None:
+        raise TableError(
+            f"{sheet.path}: --classes keeps the images of some classes, and {names} hold no "
+            "classes but a label together. Leave --classes out; to learn some of several labels, "
+            "name their columns only, as in --label A,B"
+        )
+    sheet = rename_cells(sheet, parts, rules)
     try:
-        name, joined = join_columns(task, _read_cells(sheet, parts), options)
+        name, joined = join_columns(rules.task, _read_cells(sheet, parts), rules.task_options)
+    except CellError as error:
+        raise TableError(f"{sheet.where(sheet.rows[error.index], error.column)}: {error}") from None
     except TableError as error:
         raise TableError(f"{sheet.path}: {error}") from None
     column = name_joined(parts)
@@ -101,7 +114,8 @@ def join_parts(
     ]
     columns = (*(c for c in sheet.columns if c != column), column)
     notes = (*sheet.notes, *joined.notes)
-    return replace(sheet, columns=columns, rows=tuple(rows), notes=notes), name
+    rules = replace(rules, task=name, renamed={}, renamed_in_training={})
+    return replace(sheet, columns=columns, rows=tuple(rows), notes=notes), rules
 
 
 def name_joined(parts: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ Rows without a label are left out, and doubtful numbers refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from foveate.errors import TableError
@@ -16,7 +16,8 @@ from foveate.table.number_labels import read_number_labels
 from foveate.table.renaming import rename_labels
 from foveate.table.same import label_key, one_spelling, respelt_groups
 from foveate.table.types import LabelRules, Row, TableSheet
-from foveate.tasks import learns_numbers
+from foveate.tasks import AUTO, learns_numbers, takes_lists
+from foveate.tasks.several.labels import is_list, split_label
 from foveate.wording import did_you_mean, several
 
 
@@ -45,7 +46,8 @@ def settle_labels(sheet: TableSheet, column: str, rules: LabelRules) -> Labelled
 
     Raises:
         OptionError: a label that is to be renamed does not occur.
-        TableError: no row has a label, a wanted label does not occur, or a number is doubtful.
+        TableError: no row has a label, a wanted label does not occur or stands beside others in a
+            cell, or a number is doubtful.
     """
     rows, notes = rename_labels(sheet, column, rules)
     keep = (*rules.known, *(rules.wanted or ()), *rules.renamed.values())
@@ -57,6 +59,7 @@ def settle_labels(sheet: TableSheet, column: str, rules: LabelRules) -> Labelled
     else:
         rows = _unify_labels(rows, column, rules.known, notes)
     if rules.wanted is not None:
+        _check_wanted(sheet, {row.cells[column] for row in rows}, column, rules)
         rows = _keep_wanted(sheet, rows, column, rules.wanted, notes)
     return LabelledRows(rows, notes, missing_words)
 
@@ -97,6 +100,26 @@ def _unify_labels(
         for row in rows
         for word in (row.cells[column],)
     ]
+
+
+def _check_wanted(
+    sheet: TableSheet, labels: Collection[str], column: str, rules: LabelRules
+) -> None:
+    """Refuse to choose rows by labels of which a cell names several; whole cells may be chosen.
+
+    Raises:
+        TableError: wanted labels stand beside others in a cell.
+    """
+    wanted = set(rules.wanted or ())
+    lists = sorted(label for label in labels if is_list(label)) if takes_lists(rules.task) else []
+    beside = [text for text in lists if rules.task != AUTO or wanted & split_label(text).keys()]
+    if beside and not any(map(is_list, wanted)):
+        raise TableError(
+            f"{sheet.path}: --classes {','.join(rules.wanted or ())} keeps whole cells, and "
+            f"'{column}' holds cells with several labels, such as '{beside[0]}', which could be "
+            "meant or not. To learn some labels only, take the others out of the table; to keep "
+            "the images with exactly one of these labels, as classes, say --task multiclass too"
+        )
 
 
 def _keep_wanted(

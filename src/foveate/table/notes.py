@@ -37,8 +37,8 @@ def describe_cases(cases: Sequence[Case]) -> list[str]:
         )
     similar = Counter(map(loose_key, counts))
     return notes + [
-        f"warning: label '{label}' differs from another in capitals, blanks or dashes only, and is "
-        "a class of its own"
+        f"warning: label '{label}' differs from another in capitals, blanks, dashes or marks only, "
+        "and is a class of its own"
         for label in sorted(counts)
         if similar[loose_key(label)] > 1
     ]

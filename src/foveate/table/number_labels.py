@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from foveate.errors import TableError
 from foveate.files.numerals import MAX_NUMBER, ColumnNumbers, list_readings, parse_numbers
-from foveate.files.sentinels import find_sentinels
+from foveate.files.sentinels import find_repeated_outliers, find_sentinels
 from foveate.table.renaming import list_confirmed
 from foveate.table.same import one_spelling
 from foveate.table.types import LabelRules, Row, TableSheet
@@ -66,7 +66,9 @@ def _doubt_sentinels(
 ) -> str | None:
     """Explain that a number probably stands for a missing value; None where none does."""
     trusted = {values[word] for word in confirmed if word in values}
-    doubtful = [v for v in find_sentinels(values.values()) if v not in trusted]
+    measured = [value for word, value in values.items() for _ in range(words[word])]
+    codes = {*find_sentinels(measured), *find_repeated_outliers(measured)}
+    doubtful = sorted(codes - trusted)
     if not doubtful:
         return None
     chosen = [word for word in sorted(words) if values.get(word) in doubtful]
@@ -105,7 +107,8 @@ def _describe(
         first = max(changed, key=lambda word: (words[word], word))
         notes.append(
             f"{sum(words[w] for w in changed)} rows hold a number with a decimal comma or with "
-            f"separators of thousands, such as '{first}', read as {numbers.values[first]:.15g}"
+            "separators of thousands, or another minus sign than that of a keyboard, such as "
+            f"'{first}', read as {numbers.values[first]:.15g}"
         )
     if numbers.assumed:
         first = numbers.assumed[0]

@@ -7,6 +7,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
+from foveate.wording import strip_marks
+
 _CYRILLIC = str.maketrans("АВЕКМНОРСТУХІЈЅаеорсухіјѕ", "ABEKMHOPCTYXIJSaeopcyxijs")
 _GREEK = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEZHIKMNOPTYXo")
 _LATIN = _CYRILLIC | _GREEK
@@ -17,6 +19,9 @@ _NO_DECIMALS = r"(?:\.0+|,(?!000$)0+)?"
 """Zeros that add nothing: those of ``1.0`` and ``1,00``, but not of ``1,000``."""
 _WHOLE = re.compile(rf"([+-]?)0*(\d+){_NO_DECIMALS}")
 _NUMBERED = re.compile(rf"([^\W\d_]*)[ _-]?0*(\d+){_NO_DECIMALS}")
+
+_MINUS = "\u2212"
+"""The minus sign, which is no dash for Unicode."""
 
 _MISREAD_AS = ("cp1252", "mac_roman")
 """Encodings as which programs misread UTF-8, so that ``möglich`` becomes ``mÃ¶glich``."""
@@ -57,8 +62,11 @@ def patient_key(patient: str) -> str:
 
 
 def loose_key(label: str) -> str:
-    """Return a key that is equal for labels that differ in capitals, blanks or dashes only."""
-    return re.sub(r"(?<=\w)[ _-](?=\w)", "", label_key(label).casefold())
+    """Return a key that is equal for labels that differ in capitals, blanks, dashes or marks only.
+
+    Marks are punctuation before and after the label, as in ``tumor.`` or ``tumor (?)``.
+    """
+    return re.sub(r"(?<=\w)[ _-](?=\w)", "", strip_marks(label_key(label).casefold()))
 
 
 def has_look_alikes(text: str) -> bool:
@@ -67,9 +75,11 @@ def has_look_alikes(text: str) -> bool:
 
 
 def _compatible(text: str) -> str:
-    """Normalise a text so that wide letters become plain ones (NFKC), and all dashes ``-``."""
+    """Normalise a text so that wide letters become plain ones (NFKC), dashes and minus ``-``."""
     plain = unicodedata.normalize("NFKC", clean(_mend_encoding(text)))
-    return clean("".join("-" if unicodedata.category(c) == "Pd" else c for c in plain))
+    return clean(
+        "".join("-" if c == _MINUS or unicodedata.category(c) == "Pd" else c for c in plain)
+    )
 
 
 def _mend_encoding(text: str) -> str:

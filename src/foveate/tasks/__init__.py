@@ -8,7 +8,14 @@ from typing import Any
 from foveate.errors import TableError
 from foveate.parts import check_built, find, names
 from foveate.parts.options import parse_options
-from foveate.tasks.base import NO_OPTIONS, AbstractTask, Cells, JoinedLabels, restore
+from foveate.tasks.base import (
+    NO_OPTIONS,
+    AbstractTask,
+    CellError,
+    Cells,
+    JoinedLabels,
+    restore,
+)
 
 AUTO = "auto"
 """The name of a task that is inferred from the labels."""
@@ -86,6 +93,7 @@ def join_columns(name: str, cells: Cells, options: Mapping[str, Any]) -> tuple[s
 
     Raises:
         UnknownName: there is no task of this name.
+        CellError: a cell has no meaning.
         TableError: the task does not take these columns; the message names them.
     """
     columns = " and ".join(f"'{column}'" for column in cells)
@@ -100,6 +108,8 @@ def join_columns(name: str, cells: Cells, options: Mapping[str, Any]) -> tuple[s
     task_class = find("tasks", name)
     try:
         return name, task_class.join(cells, parse_options(task_class, options, "task"))
+    except CellError:
+        raise
     except TableError as error:
         raise TableError(f"columns {columns} {error}") from None
 
@@ -130,6 +140,33 @@ def learns_numbers(name: str) -> bool:
         UnknownName: there is no task of this name.
     """
     return name != AUTO and bool(find("tasks", name).takes_numbers)
+
+
+def takes_lists(name: str) -> bool:
+    """Return whether a cell may name several labels of a task; True for ``auto``, which infers it.
+
+    Raises:
+        UnknownName: there is no task of this name.
+    """
+    return name == AUTO or bool(find("tasks", name).takes_lists)
+
+
+def suggest_tasks(name: str, labels: Sequence[str], column: str) -> list[str]:
+    """Return lines on other tasks that the labels could be of, where no task is named.
+
+    Args:
+        name: name of the task, or ``auto``.
+        labels: one label per image.
+        column: name of their column.
+
+    Raises:
+        UnknownName: there is no task of this name.
+    """
+    if name != AUTO:
+        return []
+    inferred = _infer_name(labels, column)
+    others = [find("tasks", other) for other in names("tasks") if other != inferred]
+    return [line for task in others if (line := task.suggest(labels, column)) is not None]
 
 
 def restore_task(name: str, settled: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractTask:

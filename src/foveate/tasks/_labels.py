@@ -25,6 +25,22 @@ Target = int | float | list[float]
 """The target of the loss that a label stands for."""
 
 
+class CellError(TableError):
+    """A cell of a column that holds a part of the label has no meaning.
+
+    The message continues a sentence that begins with the place of the cell.
+
+    Args:
+        message: the message.
+        column: column of the cell.
+        index: number of its row among the rows with an image, from 0.
+    """
+
+    def __init__(self, message: str, column: str = "", index: int = 0) -> None:
+        super().__init__(message)
+        self.column, self.index = column, index
+
+
 @dataclass(frozen=True)
 class JoinedLabels:
     """Labels of rows whose label several columns hold.
@@ -46,10 +62,12 @@ class AbstractLabels(abc.ABC):
     Attributes:
         preference: rank of the task; where several tasks fit the labels, the highest rank wins.
         takes_numbers: whether labels are numbers, which are read alike in the whole column.
+        takes_lists: whether a cell may name several labels, such as ``a|b``.
     """
 
     preference: ClassVar[int] = 0
     takes_numbers: ClassVar[bool] = False
+    takes_lists: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod
@@ -96,6 +114,20 @@ class AbstractLabels(abc.ABC):
         return None
 
     @classmethod
+    def suggest(cls, labels: Sequence[str], column: str) -> str | None:
+        """Explain how labels that another task was inferred for could be of this task.
+
+        Args:
+            labels: one label per image.
+            column: name of their column.
+
+        Returns:
+            A line for the user; None where the labels do not resemble those of this task.
+        """
+        del labels, column
+        return None
+
+    @classmethod
     def fits_columns(cls, cells: Cells) -> bool:
         """Return whether the task takes several columns as a label where no task is named.
 
@@ -133,8 +165,9 @@ class AbstractLabels(abc.ABC):
             options: options of the task.
 
         Raises:
-            TableError: the task takes one column, or a cell has no meaning; the message continues a
-                sentence that begins with the names of the columns.
+            CellError: a cell has no meaning.
+            TableError: the task takes one column, or does not understand these; the message
+                continues a sentence that begins with the names of the columns.
         """
         name = cls.__module__.rsplit(".", 1)[-1].rstrip("_")
         raise TableError(

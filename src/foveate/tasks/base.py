@@ -16,6 +16,7 @@ from foveate.nn.heads import Head
 from foveate.tasks._labels import (
     NO_OPTIONS,
     AbstractLabels,
+    CellError,
     Cells,
     JoinedLabels,
     Target,
@@ -26,6 +27,7 @@ from foveate.tasks._report import AbstractReport, Point, Rows, Stored
 __all__ = [
     "NO_OPTIONS",
     "AbstractTask",
+    "CellError",
     "Cells",
     "JoinedLabels",
     "Point",

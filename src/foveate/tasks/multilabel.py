@@ -55,6 +55,7 @@ class MultilabelTask(AbstractTask):
     """
 
     preference = 2
+    takes_lists = True
     words = SCORE_WORDS
     tabled = ("auroc", "auprc", "brier")
     averaged = "probabilities"

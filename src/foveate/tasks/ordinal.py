@@ -20,6 +20,7 @@ from foveate.tasks.classes import ClassTask
 from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.graded import build_grade_charts
 from foveate.tasks.classes.grades import are_grades, sort_grades
+from foveate.tasks.classes.near_grades import suggest_grades
 from foveate.tasks.classes.scores import read_answers, read_decisions
 from foveate.tasks.classes.words import SCORE_WORDS, tabulate_confusion, warn_of_chance
 from foveate.wording import did_you_mean, several
@@ -94,7 +95,7 @@ class OrdinalTask(ClassTask):
                 f"task.order: got {', '.join(order)}, expected the order that was settled, "
                 f"{', '.join(self.classes)}"
             )
-        self.smoothing = smoothing
+        self.smoothing, self._is_stated = smoothing, order is not None
         self.columns = (*self.columns, "expected_rank")
         self.deviation_columns = (*self.deviation_columns, "expected_rank_sd")
         self.heads = (Head("beyond", len(self.classes) - 1, False, patches),)
@@ -105,6 +106,11 @@ class OrdinalTask(ClassTask):
     def fits(cls, labels: Sequence[str], column: str) -> bool:
         """Return whether the labels are three or more words that are known as grades."""
         return are_grades(labels, column)
+
+    @classmethod
+    def suggest(cls, labels: Sequence[str], column: str) -> str | None:
+        """Explain how labels that resemble grades could be trained as such; None for others."""
+        return suggest_grades(labels, column)
 
     @classmethod
     def settle(
@@ -149,6 +155,17 @@ class OrdinalTask(ClassTask):
     def resolved(self) -> Mapping[str, Any]:
         """Option ``order`` with the grades from the lowest to the highest."""
         return {"order": list(self.classes)}
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """A sentence about the order where only the words of the labels have decided it."""
+        if self._is_stated:
+            return ()
+        return (
+            "The labels are taken for grades in this order, only because of their words. Where "
+            "they are names without an order, such as arms, sites or scanners, train with --task "
+            "multiclass; another order is stated with --task.order LOWEST,…,HIGHEST.",
+        )
 
     def describe(self) -> str:
         """Describe the task by its grades, from the lowest to the highest."""

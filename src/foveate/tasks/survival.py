@@ -155,13 +155,7 @@ class SurvivalTask(AbstractTask):
         Raises:
             TableError: a cell is no time, or it is not clear which value is the event.
         """
-        pair = order_pair(cells)
-        if pair is None:
-            raise TableError(
-                "are not a column of times, numbers of at least 0, and one of two or three "
-                "values, the event. Name them as --label TIME,EVENT"
-            )
-        return JoinedLabels(*join_pair(cells, *pair, options.get("event")))
+        return JoinedLabels(*join_pair(cells, *order_pair(cells), options.get("event")))
 
     @classmethod
     def settle(

@@ -203,6 +203,7 @@ def train_fold(run: TrainingRun, k: int) -> None:
             run, trainer, trainer.schedule_of(len(train)), counts, scores
         )
         calibrate = functools.partial(_calibrate, trainer, val, trainer.display_of(len(train)))
+        _note_colours(trainer, [*train, *val])
         best_weights = {name: w.clone() for name, w in trainer.model.method.state_dict().items()}
         if trainer.checkpoints.frozen.is_file():
             _save_frozen_start(trainer, calibrate, provenance)
@@ -231,6 +232,7 @@ def train_refit(run: TrainingRun) -> None:
         counts = {"refit": True, "n_train": len(cases) - len(progress.quarantined)}
         schedule = trainer.schedule_of(len(cases))
         provenance = _describe_training(run, trainer, schedule, counts, folds.point)
+        _note_colours(trainer, cases)
         _save_trained(trainer, FoldLayout(trainer.folder), provenance)
 
 
@@ -309,6 +311,27 @@ def _describe_training(
         "train": _sum_training_cost(progress),
         "quarantined": progress.quarantined,
     }
+
+
+def _note_colours(trainer: Trainer, cases: Sequence[Case]) -> None:
+    """Note in the card of a model which colours its images have, for `images.likeness`.
+
+    Glimpses that this process has not read, as after a restart, are read.
+
+    Args:
+        trainer: the trainer, after the training.
+        cases: images that the model was trained and validated with.
+    """
+    card, loader = trainer.model.card, trainer.loader
+    if card.trained_on is None or card.view.axes != 2 or not trainer.runtime.is_main:
+        return
+    bad = trainer.progress.quarantined
+    missing = [c for c in cases if c.image_id not in loader.colours and c.image_id not in bad]
+    for _ in loader.ahead([case] for case in missing):
+        pass
+    names = {loader.colours.get(case.image_id) for case in cases} - {None}
+    facts = replace(card.trained_on, colours=tuple(sorted(filter(None, names))))
+    trainer.model = replace(trainer.model, card=replace(card, trained_on=facts))
 
 
 def _save_frozen_start(

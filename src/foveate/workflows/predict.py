@@ -94,8 +94,9 @@ def predict(
                 f"--out {out} is the folder of the images, among which pictures would be "
                 "written: give another --out"
             )
-    command = _Command("predict", find_models(run), out, options, display)
-    table = gather_cases(paths)
+    models = find_models(run)
+    command = _Command("predict", models, out, options, display)
+    table = gather_cases(paths, replace(_rule_labels(models), needed=False))
     if part is not None:
         return _predict_part(command, table, part)
     with _lock_output(out, display):
@@ -225,20 +226,24 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
-        labels=LabelRules(
-            known=models.task.known_labels,
-            for_training=False,
-            task=models.card.task,
-            task_options=models.card.task_options,
-            renamed=renamed,
-            renamed_in_training=models.card.renamed,
-        ),
+        labels=replace(_rule_labels(models), renamed=renamed),
         is_image=is_image_folder,
     )
     try:
         return with_known_labels(cases, models.task)
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
+
+
+def _rule_labels(models: Ensemble) -> LabelRules:
+    """Return the rules by which labels of a table are read as those of the training were."""
+    return LabelRules(
+        known=models.task.known_labels,
+        for_training=False,
+        task=models.card.task,
+        task_options=models.card.task_options,
+        renamed_in_training=models.card.renamed,
+    )
 
 
 def _score_summary(summary: Summary) -> dict[str, Any]:

@@ -10,6 +10,18 @@ from foveate.files.numerals import list_readings, parse_numbers
 from foveate.wording import several
 
 _MAX_CODES = 100
+_MIN_DATES = 3
+_YEAR, _MONTH, _DAY = r"(?:1[89]|20|21)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
+_NAMES = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_DATE = re.compile(
+    rf"(?:{_YEAR}(?:-{_MONTH}-{_DAY}|/{_MONTH}/{_DAY}|\.{_MONTH}\.{_DAY})"
+    rf"|{_DAY}([-./]){_DAY}\1(?:{_YEAR}|\d\d)"
+    rf"|{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+    rf"|{_DAY}[-. ]+{_NAMES}[-., ]+(?:{_YEAR}|\d\d)|{_NAMES} {_DAY},? {_YEAR})"
+    r"(?:[T ]\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?",
+    re.IGNORECASE | re.ASCII,
+)
+"""A date, with a time or without, as spreadsheets, databases and people write it."""
 _BETWEEN = (",", "/", "&", "+")
 """Marks that may stand between labels of one cell; ``|`` and ``;`` always do."""
 _ANSWERS = (
@@ -33,10 +45,23 @@ def doubt_classes(column: str, labels: Sequence[str]) -> str | None:
     """
     counts = Counter(labels)
     return (
-        _doubt_answers(column, counts)
+        _doubt_dates(column, counts)
+        or _doubt_answers(column, counts)
         or _doubt_codes(column, counts)
         or _doubt_lists(column, counts)
         or _doubt_numbers(column, counts)
+    )
+
+
+def _doubt_dates(column: str, counts: Counter[str]) -> str | None:
+    """Explain that labels are dates; None where most are not, or where there are hardly several."""
+    dates = sorted(label for label in counts if _DATE.fullmatch(label))
+    if len(dates) < _MIN_DATES or 2 * len(dates) <= len(counts):
+        return None
+    return (
+        f"column '{column}' holds {len(dates)} different dates, such as '{dates[0]}', and each "
+        "would become a class. Name the column of labels with --label; for the time until an "
+        "event, make a column of days; where the dates are names of classes, say --task multiclass"
     )
 
 

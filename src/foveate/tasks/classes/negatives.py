@@ -6,7 +6,18 @@ import re
 
 _NEGATIVE = (
     *("0", "no", "false", "negative", "neg", "normal", "benign", "control", "healthy", "wild"),
-    *("-", "wt", "absent", "low", "non_neoplastic", "no_finding", "none", "wildtype"),
+    *(
+        "-",
+        "\u2212",
+        "\u2013",
+        "wt",
+        "absent",
+        "low",
+        "non_neoplastic",
+        "no_finding",
+        "none",
+        "wildtype",
+    ),
 )
 
 

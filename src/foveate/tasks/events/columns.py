@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from foveate.errors import TableError
 from foveate.files.numerals import list_readings, parse_numbers
-from foveate.tasks.base import Cells
+from foveate.tasks.base import CellError, Cells
 from foveate.wording import several
 
 _KINDS = "os|pfs|dfs|dss|rfs|efs|pfi|dfi|ttp|survival|overall_survival"
@@ -71,50 +71,59 @@ def find_pairs(cells: Cells, events: Sequence[str] | None = None) -> list[tuple[
     return pairs
 
 
-def order_pair(cells: Cells) -> tuple[str, str] | None:
-    """Return the column of times and that of events, of two columns; None where they are no pair.
+def order_pair(cells: Cells) -> tuple[str, str]:
+    """Return the column of times and that of events, of two columns.
 
     Args:
         cells: the columns.
+
+    Raises:
+        TableError: they are no pair; the message continues a sentence that names the columns.
     """
-    if len(cells) != 2:
-        return None
-    fitting = [
-        (time, event)
-        for time, event in (tuple(cells), tuple(cells)[::-1])
-        if _holds_times(cells[time]) and len(set(filter(None, cells[event]))) <= 3
-    ]
-    return fitting[0] if fitting else None
+    names = tuple(cells)
+    for time, event in (names, names[::-1]) if len(names) == 2 else ():
+        if _holds_times(cells[time]) and len(set(filter(None, cells[event]))) <= 3:
+            return time, event
+    counts = [f"'{name}' {len(set(filter(None, cells[name])))}" for name in names]
+    raise TableError(
+        "are not a column of times, numbers of at least 0, and one of two or three values, the "
+        f"event ({several(counts, 5)} different values). Name them as --label TIME,EVENT; values "
+        "of the event that mean the same are made one with --map OLD=NEW"
+    )
 
 
-def read_times(texts: Collection[str], column: str) -> dict[str, float]:
+def read_times(cells: Sequence[str], column: str) -> dict[str, float]:
     """Parse times, numbers that are at least 0, all with the decimal mark that the column shows.
 
     Args:
-        texts: the cells.
+        cells: the cell of each row; empty where no time is needed.
         column: name of their column, for the message.
 
     Returns:
         The time of each text.
 
     Raises:
-        TableError: a text is none, or has two readings; the message continues a sentence that
-            names the columns.
+        CellError: a cell is none, or has two readings.
     """
-    numbers = parse_numbers(texts)
-    if numbers.unclear:
-        text = numbers.unclear[0]
-        first, second = list_readings(text)
-        raise TableError(
-            f"hold '{text}' in '{column}', which is {first.value:g} or {second.value:g}. Write "
-            f"times without separators of thousands and with decimal points"
-        )
-    wrong = [text for text in texts if numbers.values.get(text, -1.0) < 0]
-    if wrong:
-        raise TableError(
-            f"hold '{wrong[0]}' in '{column}', which is no time. Write a number of days, months or "
-            "years, or leave the cell empty"
-        )
+    numbers = parse_numbers([cell for cell in cells if cell])
+    for i, cell in enumerate(cells):
+        if cell in numbers.unclear:
+            first, second = list_readings(cell)
+            raise CellError(
+                f"got '{cell}', which is {first.value:g} or {second.value:g}. Write times without "
+                f"separators of thousands and with decimal points, or say --map "
+                f"'{cell}={first.spelling}' or --map '{cell}={second.spelling}', which decides for "
+                "all",
+                column,
+                i,
+            )
+        if cell and numbers.values.get(cell, -1.0) < 0:
+            raise CellError(
+                f"got '{cell}', which is no time. Write a number of days, months or years there, "
+                f"or say --map '{cell}=' if it is missing",
+                column,
+                i,
+            )
     return numbers.values
 
 
@@ -133,10 +142,12 @@ def choose_events(column: str, words: Sequence[str], event: str | None) -> list[
     distinct = sorted(set(words))
     if event is not None:
         same = [word for word in distinct if _simplify(word) == _simplify(event)]
-        if not same and len(distinct) > 1:
+        if not same and [_judge(word, column) for word in distinct] not in ([], [False]):
             raise TableError(
-                f"hold no '{event}' in '{column}' (--task.event); take one of its "
-                f"values, {several(distinct, 5)}"
+                f"hold no '{event}' in '{column}', the value that means that the event was seen "
+                f"(--task.event, stored with a model). Take one of its values, "
+                f"{several(distinct, 5)}, or rename one of them, as in --map "
+                f"'{distinct[0]}={event}'"
             )
         return same
     sides = [_judge(word, column) for word in distinct]
@@ -144,7 +155,8 @@ def choose_events(column: str, words: Sequence[str], event: str | None) -> list[
         raise TableError(
             f"hold {several(distinct, 5)} in '{column}', and it is not "
             "clear which of them is an event and which is censored. Say which value means that the "
-            "event was seen with --task.event"
+            "event was seen with --task.event, in training; or rename them, as in --map "
+            f"'{distinct[-1]}=event' --map '{distinct[0]}=censored'"
         )
     return [word for word, is_event in zip(distinct, sides, strict=True) if is_event]
 
@@ -170,8 +182,12 @@ def _simplify(word: str) -> str:
 
 
 def _holds_times(cells: Sequence[str]) -> bool:
-    """Return whether a column holds more than two different numbers, none below 0."""
+    """Return whether a column holds more than two different numbers that are at least 0.
+
+    Most of its different cells must be such numbers; `read_times` names the others.
+    """
     texts = {cell for cell in cells if cell}
     numbers = parse_numbers(texts)
-    times = [*numbers.values.values(), *(list_readings(t)[0].value for t in numbers.unclear)]
-    return len(texts) == len(times) > 2 and min(times) >= 0
+    values = [*numbers.values.values(), *(list_readings(t)[0].value for t in numbers.unclear)]
+    times = [value for value in values if value >= 0]
+    return len(times) > 2 and 2 * len(times) > len(texts)

@@ -44,7 +44,8 @@ def join_pair(
         The texts, and notes for the user.
 
     Raises:
-        TableError: a cell is no time, or it is not clear which value is the event.
+        CellError: a cell is no time.
+        TableError: it is not clear which value is the event.
     """
     pairs = [
         (when, what) if when and what else None
@@ -61,7 +62,7 @@ def join_pair(
             f"nothing in '{event}'. Write 0 there if an empty cell means that nobody saw the "
             "event, or leave these rows out"
         )
-    times = read_times(list(dict.fromkeys(pair[0] for pair in pairs if pair)), time)
+    times = read_times([pair[0] if pair else "" for pair in pairs], time)
     texts = tuple(
         "" if pair is None else write_label(times[pair[0]], pair[1] in events) for pair in pairs
     )
@@ -70,10 +71,10 @@ def join_pair(
     says = f"'{event}' = {' or '.join(events) or 'none'} is an event ({n} of {len(words)} rows)"
     censored = f", {several(others)} is censored" if others else ""
     notes = [f"survival: {says}{censored}; '{time}' is the time until then"]
-    if codes := find_sentinels(times.values()):
+    if codes := find_sentinels(times[pair[0]] for pair in pairs if pair):
         shown = several([f"{code:g}" for code in codes])
         notes.append(
             f"warning: '{time}' holds {shown}, far from all other times. If that stands for a "
-            "missing value, leave the cell empty"
+            f"missing value, leave the cell empty, or say --map '{codes[0]:g}='"
         )
     return texts, tuple(notes)

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from foveate.errors import OptionError, TableError
-from foveate.tasks.base import Cells
+from foveate.tasks.base import CellError, Cells
 from foveate.tasks.classes.negatives import is_negative
-from foveate.wording import did_you_mean, several
+from foveate.wording import did_you_mean, several, strip_marks
 
 NONE = "none"
 """Text for an image that has none of the labels."""
@@ -44,6 +44,22 @@ def split_label(text: str) -> dict[str, str]:
 def is_list(text: str) -> bool:
     """Return whether a text names several labels, with a mark between them."""
     return any(mark in text and all(word.strip() for word in text.split(mark)) for mark in _MARKS)
+
+
+def rename_in_list(text: str, names: Mapping[str, str]) -> str:
+    """Return the text of several labels with these renamed, each at most once.
+
+    Args:
+        text: the text of an image's labels.
+        names: new name by label.
+    """
+    mark = next((mark for mark in _MARKS if mark in text), _MARKS[0])
+    words = []
+    for word in (word.strip() for word in text.split(mark)):
+        pair = _PAIR.fullmatch(word)
+        name, value = (pair[1].strip(), f"={pair[2]}") if pair else (word, "")
+        words.append(f"{names.get(name, name)}{value}")
+    return mark.join(dict.fromkeys(words))
 
 
 def read_values(text: str, labels: Sequence[str], none: str) -> list[float]:
@@ -122,7 +138,7 @@ def _check_spelling(names: Sequence[str], texts: Sequence[str]) -> None:
     """Raise `TableError` where one label is written in several ways, or with several marks."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        alike[re.sub(r"[\s_-]+", " ", name.casefold())].append(name)
+        alike[re.sub(r"[\s_-]+", " ", strip_marks(name.casefold()))].append(name)
     for same in alike.values():
         if len(same) > 1:
             raise TableError(
@@ -147,8 +163,12 @@ def write_present(labels: Sequence[str], present: Sequence[bool], none: str) -> 
 
 
 def holds_values(cells: Sequence[str]) -> bool:
-    """Return whether the cells of a column say yes or no, or are empty."""
-    return any(cells) and all(_simplify(cell) in _VALUES for cell in cells if cell)
+    """Return whether most cells of a column that are not empty say yes or no.
+
+    A column with a few other cells is meant to do so as well: `join_values` names them.
+    """
+    filled = [cell for cell in cells if cell]
+    return 2 * sum(_simplify(cell) in _VALUES for cell in filled) > len(filled)
 
 
 def join_values(cells: Cells) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -161,7 +181,9 @@ def join_values(cells: Cells) -> tuple[tuple[str, ...], tuple[str, ...]]:
         The texts, and notes for the user.
 
     Raises:
-        TableError: a cell says neither; the message continues a sentence that names the columns.
+        CellError: a cell says neither.
+        TableError: the name of a column cannot be that of a label; the message continues a
+            sentence that names the columns.
     """
     for column in cells:
         if set(column) & set("|;=") or column in (NONE, "?"):
@@ -183,11 +205,14 @@ def _write_pairs(row: Mapping[str, str]) -> str:
 
 def _read_column(column: str, cells: Sequence[str]) -> list[str]:
     """Return 1, 0 or ? for each cell of a column."""
-    wrong = [cell for cell in cells if cell and _simplify(cell) not in _VALUES]
+    wrong = [i for i, cell in enumerate(cells) if cell and _simplify(cell) not in _VALUES]
     if wrong:
-        raise TableError(
-            f"hold '{wrong[0]}' in '{column}', which is neither 1 (present) nor 0 (absent). Leave "
-            "a cell empty where it is not known"
+        cell = cells[wrong[0]]
+        raise CellError(
+            f"got '{cell}', which is neither 1 (present) nor 0 (absent). Correct it, say --map "
+            f"'{cell}=1' or --map '{cell}=0', or --map '{cell}=' if nobody knows",
+            column,
+            wrong[0],
         )
     return [_VALUES[_simplify(cell)] if cell else "?" for cell in cells]
 
