@@ -105,6 +105,8 @@ def truth(setting: Setting) -> dict[str, float]:
         "auroc": setting.auroc,
         "auprc": float((pos / share * above_pos / (above_pos + above_neg)).sum()),
         "accuracy": sum(right),
+        "sensitivity": right[0] / share,
+        "specificity": right[1] / (1 - share),
         "balanced_accuracy": (right[0] / share + right[1] / (1 - share)) / 2,
         "kappa": (sum(right) - chance) / (1 - chance),
         "brier": float((pos * (1 - prob) ** 2 + neg * prob**2).sum()),

@@ -48,7 +48,13 @@ def run(table: Path, foveate: Command) -> Path:
 
 def test_the_risk_orders_as_well_as_the_truth(run: Path, table: Path) -> None:
     scores = read_json(run / "metrics.json")["metrics"]
-    assert list(scores) == ["c_index", "brier", "brier_constant"]
+    order = ["c_index", "c_index_uno", "auroc_horizons", "brier", "brier_constant"]
+    assert list(scores) == order
+    assert scores["auroc_horizons"]["lo"] > 0.5
+    horizons = read_json(run / "metrics.json")["horizons"]
+    assert len(horizons) == 3
+    areas = [entry["auroc"]["value"] for entry in horizons]
+    assert scores["auroc_horizons"]["value"] == pytest.approx(np.mean(areas))
     rows = read_rows(run / "predictions_oof.csv")
     counts = {Path(row["path"]).stem: float(row["age"]) for row in read_rows(table)}
     known = [(counts[row["image_id"]], *row["label"].rsplit(" ", 1)) for row in rows]
@@ -69,10 +75,11 @@ def test_the_risk_orders_as_well_as_the_truth(run: Path, table: Path) -> None:
 
 def test_the_page_shows_curves_of_high_and_low_risk(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
-    for words in ("c-index", "of 100 comparable pairs", "Kaplan-Meier", "log-rank p",
-                  "censored</th>", "The highest risks first."):  # fmt: skip
+    for words in ("c-index", "of 100 comparable pairs", "Uno&#39;s c-index", "AUROC by horizon",
+                  "Kaplan-Meier", "log-rank p", "censored</th>",
+                  "The highest risks first."):  # fmt: skip
         assert words in page, words
-    for words in ("AUROC", "onfusion", "one class"):
+    for words in ("onfusion", "one class"):
         assert words not in page, words
     assert (run / "figures" / "survival.png").is_file()
 

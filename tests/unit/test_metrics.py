@@ -51,7 +51,7 @@ def test_a_single_class_gives_no_ranking_and_no_nan() -> None:
     assert threshold_youden(prob[:, 1], target) is None
     assert set(compare_scores(prob, prob, target, class_names(3))) == {"brier", "log_loss"}
     scores = score_all(prob, target, class_names(3))
-    assert set(scores) == {"accuracy", "brier", "log_loss", "ece"}
+    assert set(scores) == {"accuracy", "specificity", "brier", "log_loss", "ece"}
     json.dumps({k: asdict(v) for k, v in scores.items()}, allow_nan=False)
 
 

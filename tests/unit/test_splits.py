@@ -128,7 +128,8 @@ def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
     save_splits(splits, tmp_path / "splits.json")
     assert load_splits(tmp_path / "splits.json") == splits
     stored = json.loads((tmp_path / "splits.json").read_text())
-    assert set(stored) == {"schema", "hash", "seed", "patients", "labels", "folds"}
+    assert set(stored) == {"schema", "hash", "seed", "repeats", "source", "columns", "patients",
+                           "labels", "folds"}  # fmt: skip
     assert set(stored["folds"][0]) == {"train", "val", "test"}
 
 

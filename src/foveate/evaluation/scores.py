@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -34,7 +35,7 @@ def evaluate_rows(rows: Rows, task: AbstractTask) -> dict[str, Any]:
 
 def _score(rows: Rows, task: AbstractTask) -> dict[str, Any]:
     return {
-        "n_images": len(rows),
+        "n_images": len({row["image_id"] for row in rows}),
         "n_patients": len({row["patient_id"] for row in rows}),
         "metrics": {name: asdict(score) for name, score in task.score(rows).items()},
     }
@@ -52,9 +53,15 @@ def compare_rows(rows: Rows, others: Rows, task: AbstractTask) -> dict[str, Any]
     Returns:
         By score, the difference with its 95 % interval over patients.
     """
-    other_of = {row["image_id"]: row for row in others}
-    known = task.scorable([row for row in rows if row["image_id"] in other_of])
+    # Where several folds test an image, its answers are told apart by the fold.
+    repeated = len({row["image_id"] for row in others}) < len(others)
+
+    def name(row: Mapping[str, str]) -> tuple[str, str]:
+        return row["image_id"], row.get("fold", "") if repeated else ""
+
+    other_of = {name(row): row for row in others}
+    known = task.scorable([row for row in rows if name(row) in other_of])
     if not known:
         return {}
-    differences = task.compare(known, [other_of[row["image_id"]] for row in known])
+    differences = task.compare(known, [other_of[name(row)] for row in known])
     return {name: asdict(difference) for name, difference in differences.items()}

@@ -155,6 +155,14 @@ class FoldLayout(PredictionLayout):
         return CheckpointLayout(self.checkpoints_folder)
 
 
+class ClamSplitsLayout(AbstractLayout):
+    """The folder of the folds' parts as CLAM writes them, for other programs."""
+
+    def fold(self, k: int) -> Path:
+        """Return the file of fold k, counted from 0."""
+        return self.folder / f"splits_{k}.csv"
+
+
 _FOLD = "fold_"
 
 
@@ -165,6 +173,7 @@ class RunLayout(AbstractLayout):
         config: the resolved options.
         environment: versions of libraries.
         plan, inputs, splits: the plan, what it rests on, and the parts of the folds.
+        clam_splits: the parts of the folds, as CLAM writes them.
         log: the log.
         quarantine: images and rows that were set aside.
         check: findings of a check of the table, if there was one.
@@ -181,6 +190,7 @@ class RunLayout(AbstractLayout):
     plan = _Entry("plan.json")
     inputs = _Entry("inputs.json")
     splits = _Entry("splits.json")
+    clam_splits = _Entry("splits")
     log = _Entry("log.txt")
     quarantine = _Entry("quarantine.csv")
     check = _Entry("check.json")

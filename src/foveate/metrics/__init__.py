@@ -6,6 +6,7 @@ the order of the task's classes; `target` is ``(n,)``, the number of each image'
 
 from __future__ import annotations
 
+from foveate.metrics.benefit import measure_benefits
 from foveate.metrics.comparison import (
     adjust_p_values,
     compare_scores,
@@ -20,6 +21,7 @@ from foveate.metrics.survival import (
     concordance_of,
     kaplan_meier,
     log_rank_p,
+    score_horizons,
     score_survival,
 )
 from foveate.metrics.types import Difference, Score
@@ -38,11 +40,13 @@ __all__ = [
     "confusion",
     "kaplan_meier",
     "log_rank_p",
+    "measure_benefits",
     "pick_front",
     "proportion_interval",
     "score_all",
     "score_concordance",
     "score_grades",
+    "score_horizons",
     "score_label",
     "score_labels",
     "score_survival",

@@ -209,9 +209,11 @@ def _imagine_patients(cohort: Cohort, k: int) -> Floats:
     """Return confusion matrices ``(2 m, k, k)`` of imaginary patients of the m classes that occur.
 
     One half of the patients is predicted right, the other half wrong, each wrong class alike. There
-    are none of the other classes, which are part of no mean.
+    are none of the other classes, which are part of no mean. Where one class occurs, it has all
+    four patients, in four matrices.
     """
     occurring = np.unique(cohort.target)
+    occurring = np.repeat(occurring, 2) if len(occurring) == 1 else occurring
     row = np.arange(len(occurring))
     size = len(cohort.target) / cohort.n_patients * _IMAGINARY_PATIENTS / (2 * len(occurring))
     right, wrong = np.zeros((2, len(occurring), k, k))

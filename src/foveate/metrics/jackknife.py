@@ -116,6 +116,18 @@ def group_patients(target: Ints, patient: Ints, fold: Ints) -> Cohort:
     return Cohort(target, patient, fold, group[patient], np.array(stratum, np.int64))
 
 
+def choose_images(cohort: Cohort, inside: Ints, target: Ints) -> Cohort:
+    """Return the cohort of some of the images, with the classes that are stated.
+
+    Args:
+        cohort: the images.
+        inside: numbers of the images that are chosen, ``(m,)``.
+        target: class of each chosen image, ``(m,)``.
+    """
+    patient = np.unique(cohort.patient[inside], return_inverse=True)[1].astype(np.int64)
+    return group_patients(target, patient, cohort.fold[inside])
+
+
 def measure_leaving_out(cohort: Cohort, measure: Callable[[Floats], Floats]) -> Floats:
     """Compute a measure with each group left out, in blocks that fit into memory.
 

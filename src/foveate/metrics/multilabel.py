@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from foveate.metrics import intervals, weighted
-from foveate.metrics.jackknife import Cohort, group_patients
+from foveate.metrics.jackknife import Cohort, choose_images, group_patients
 from foveate.metrics.scores import MeasuredScore, score_ranks
 from foveate.metrics.types import Floats, Ints, Score, number_names
 from foveate.metrics.values import Curve, auroc, find_ranked_classes
@@ -42,7 +42,7 @@ def score_labels(
         return {}
     fold, patient = number_names(folds, n, "folds"), number_names(patients, n)
     cohort = group_patients(np.zeros(n, np.int64), patient, fold)
-    scores = _score_means(prob, truth, cohort)
+    scores = measure_areas(prob, truth, cohort)
     if cohort.n_patients < 2:
         return scores
     known = ~np.isnan(truth)
@@ -99,20 +99,43 @@ def average_auroc(prob: Floats, truth: Floats) -> float | None:
     return float(np.mean(there)) if there else None
 
 
-def _score_means(prob: Floats, truth: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:
-    """Compute the means of AUROC and AUPRC over the labels that can be ranked, with intervals.
+def measure_areas(
+    prob: Floats,
+    truth: Floats,
+    cohort: Cohort,
+    *,
+    names: Sequence[str] = tuple(_CURVES),
+    importance: Floats | None = None,
+    noun: str = "labels",
+) -> dict[str, MeasuredScore]:
+    """Compute the means of areas over the labels that can be ranked, with intervals.
 
     The variance of a mean is modelled as the mean of the labels' variances, as if these were fully
     correlated, which is the worst case.
+
+    Args:
+        prob: probability of each label, ``(n, k)``.
+        truth: 1, 0, or NaN where it is not known, ``(n, k)``.
+        cohort: patients and folds of the images.
+        names: names of the areas, ``auroc`` and ``auprc``.
+        importance: weight of each image for each label, ``(n, k)``; None for equal weights.
+        noun: what the labels are, for the name of the method.
+
+    Returns:
+        The means by name; empty where no fold has both values of a label.
     """
-    labels = [_choose_known(truth[:, c], prob[:, c], cohort) for c in range(truth.shape[1])]
+    share = np.ones_like(prob) if importance is None else importance
+    n_labels = truth.shape[1]
+    labels = [_choose_known(truth[:, c], prob[:, c], share[:, c], cohort) for c in range(n_labels)]
     ranked = [label for label in labels if label is not None]
     if not ranked:
         return {}
     single = any(label.cohort.has_singleton_class for label in ranked)
-    how = f"mean of {len(ranked)} labels, score interval, jackknife over patients"
+    how = f"mean of {len(ranked)} {noun}, " if n_labels > 1 else ""
+    how += "score interval, jackknife over patients"
     scores = {}
-    for name, (curve, model) in _CURVES.items():
+    for name in names:
+        curve, model = _CURVES[name]
         areas = partial(_compute_areas, ranked, curve)
         full = areas(np.ones((1, len(prob))))
         value = float(full.mean())
@@ -133,24 +156,24 @@ class _Label:
     Attributes:
         inside: numbers of the images, ``(m,)``.
         prob: probabilities of the label, ``(m,)``.
+        importance: weights of the images, ``(m,)``.
         cohort: the images, of class 1 where the label is present.
     """
 
     inside: Ints
     prob: Floats
+    importance: Floats
     cohort: Cohort
 
 
-def _choose_known(truth: Floats, prob: Floats, cohort: Cohort) -> _Label | None:
+def _choose_known(truth: Floats, prob: Floats, importance: Floats, cohort: Cohort) -> _Label | None:
     """Return the images with a known value; None where no fold has both values."""
     inside = np.flatnonzero(~np.isnan(truth))
     if not len(inside):
         return None
-    target = truth[inside].astype(np.int64)
-    patient = np.unique(cohort.patient[inside], return_inverse=True)[1].astype(np.int64)
-    part = group_patients(target, patient, cohort.fold[inside])
-    ranked = find_ranked_classes(target, part.fold, 2)
-    return _Label(inside, prob[inside], part) if ranked else None
+    part = choose_images(cohort, inside, truth[inside].astype(np.int64))
+    ranked = find_ranked_classes(part.target, part.fold, 2)
+    return _Label(inside, prob[inside], importance[inside], part) if ranked else None
 
 
 def _compute_areas(labels: Sequence[_Label], curve: Curve, weight: Floats) -> Floats:
@@ -159,7 +182,7 @@ def _compute_areas(labels: Sequence[_Label], curve: Curve, weight: Floats) -> Fl
         curve(
             label.prob,
             label.cohort.target.astype(np.float64),
-            weight[:, label.inside],
+            weight[:, label.inside] * label.importance,
             label.cohort.fold,
         )
         for label in labels

@@ -21,17 +21,24 @@ _DECISIONS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
 
 
 def score_concordance(
-    risk: Floats, time: Floats, event: Ints, cohort: Cohort
+    risk: Floats, time: Floats, event: Ints, cohort: Cohort, importance: Floats | None = None
 ) -> MeasuredScore | None:
-    """Compute Harrell's concordance and its interval; None where no two images are comparable.
+    """Compute a concordance and its interval; None where no two images are comparable.
+
+    With equal weights it is Harrell's.
 
     Args:
         risk: score of each image, larger where the event is expected earlier, ``(n,)``.
         time: time of the event, or until which none was seen, ``(n,)``.
         event: 1 where the event was seen, else 0, ``(n,)``.
         cohort: patients and folds of the images; pairs of one fold are compared.
+        importance: weight of the pairs in which an image has the earlier event, ``(n,)``; None for
+            equal weights.
     """
-    measure = partial(weighted.concordance, risk, time, event, fold=cohort.fold)
+    event = event if importance is None else event * (importance > 0)
+    measure = partial(
+        weighted.concordance, risk, time, event, fold=cohort.fold, importance=importance
+    )
     value = float(measure(weight=np.ones((1, len(risk))))[0])
     if np.isnan(value):
         return None

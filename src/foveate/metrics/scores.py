@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from foveate.metrics import intervals, weighted
-from foveate.metrics.jackknife import Cohort, group_patients, measure_leaving_out
+from foveate.metrics.jackknife import (
+    Cohort,
+    choose_images,
+    group_patients,
+    measure_leaving_out,
+)
 from foveate.metrics.types import Floats, Ints, Score, check_inputs, number_names
 from foveate.metrics.values import (
     N_BINS,
@@ -54,7 +59,8 @@ def score_all(
 
     ``auroc`` and ``auprc`` are those of the second of two classes, or the mean over all classes of
     each against the rest. They are left out where no fold contains two classes. Balanced accuracy
-    and kappa are left out where only one class occurs.
+    and kappa are left out where only one class occurs. ``sensitivity`` and ``specificity`` are
+    those of the second of two classes.
 
     Args:
         prob: probabilities, ``(n, k)``.
@@ -142,6 +148,8 @@ def score_decisions(
 ) -> dict[str, MeasuredScore]:
     """Compute accuracy, and balanced accuracy and kappas where two classes or more occur.
 
+    With two classes also sensitivity and specificity, where their class occurs.
+
     Args:
         predicted: predicted class of each image, ``(n,)``.
         cohort: the images.
@@ -154,12 +162,30 @@ def score_decisions(
         for name, power in KAPPAS.items():
             if ordinal or power == 0:
                 measures[name] = (partial(weighted.kappa, power=power), -1.0)
+    scores = {
+        name: _score_decision(predicted, cohort, k, measure, low)
+        for name, (measure, low) in measures.items()
+    }
+    return scores | (_score_rates(predicted, cohort) if k == 2 else {})
+
+
+def _score_rates(predicted: Ints, cohort: Cohort) -> dict[str, MeasuredScore]:
+    """Compute sensitivity and specificity of two classes, of patients who have such images."""
     scores = {}
-    for name, (measure, low) in measures.items():
-        value, (lo, hi), influence = intervals.measure_decisions(cohort, predicted, k, measure, low)
-        score = Score(value, lo, hi, "Agresti-Coull, jackknife over patients", len(predicted))
-        scores[name] = MeasuredScore(score, influence)
+    for name, c in (("sensitivity", 1), ("specificity", 0)):
+        inside = np.flatnonzero(cohort.target == c)
+        if len(inside):
+            part = choose_images(cohort, inside, cohort.target[inside])
+            scores[name] = _score_decision(predicted[inside], part, 2, weighted.accuracy, 0.0)
     return scores
+
+
+def _score_decision(
+    predicted: Ints, cohort: Cohort, k: int, measure: Callable[[Floats], Floats], low: float
+) -> MeasuredScore:
+    value, bounds, influence = intervals.measure_decisions(cohort, predicted, k, measure, low)
+    score = Score(value, *bounds, "Agresti-Coull, jackknife over patients", len(predicted))
+    return MeasuredScore(score, influence)
 
 
 def score_losses(prob: Floats, cohort: Cohort) -> dict[str, MeasuredScore]:

@@ -66,7 +66,14 @@ def average_precision(score: Floats, positive: Floats, weight: Floats, fold: Int
     return _divide(total, pairs)
 
 
-def concordance(risk: Floats, time: Floats, event: Ints, weight: Floats, fold: Ints) -> Floats:
+def concordance(
+    risk: Floats,
+    time: Floats,
+    event: Ints,
+    weight: Floats,
+    fold: Ints,
+    importance: Floats | None = None,
+) -> Floats:
     """Compute the share of pairs of one fold in which the one with the earlier event has more risk.
 
     Equal risks count half. A pair is compared where an event of one comes before the time of the
@@ -79,16 +86,19 @@ def concordance(risk: Floats, time: Floats, event: Ints, weight: Floats, fold: I
         event: 1 where the event was seen, else 0, ``(n,)``.
         weight: weightings of the images, ``(r, n)``.
         fold: number of the model that scored each image, ``(n,)``.
+        importance: weight of the pairs in which an image has the earlier event, ``(n,)``; None for
+            equal weights.
 
     Source: Harrell, Lee and Mark, Statistics in Medicine 15 (1996), 361.
     """
+    share = np.ones(len(risk)) if importance is None else importance
     ordered = pairs = np.zeros(len(weight))
     for f in np.unique(fold):
         inside = np.flatnonzero(fold == f)
         w, t, e, x = weight[:, inside], time[inside], event[inside] > 0, risk[inside]
         for start in range(0, len(inside), _PAIRED_ROWS):
             i = slice(start, start + _PAIRED_ROWS)
-            first = find_comparable(t[i], e[i], t, e)
+            first = find_comparable(t[i], e[i], t, e) * share[inside][i, None]
             gap = x[i, None] - x[None]
             pairs = pairs + ((w[:, i] @ first) * w).sum(1)
             ordered = ordered + ((w[:, i] @ (first * ((gap > 0) + (gap == 0) / 2))) * w).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import keyword
 import math
 import re
 import types
@@ -140,7 +141,8 @@ def parse_options(
 
     Args:
         part: the part's class, or a function.
-        values: values by name; ``-`` stands for ``_`` in names.
+        values: values by name; ``-`` stands for ``_`` in names, and words of Python such as
+            ``from`` for names that end with ``_``.
         where: the prefix of keys in messages.
 
     Raises:
@@ -151,8 +153,10 @@ def parse_options(
     parsed = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        name = f"{name}_" if keyword.iskeyword(name) else name
         if name not in known:
-            raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, known)}")
+            plain = [option.removesuffix("_") for option in known]
+            raise OptionError(f"no option '{where}.{key}'.{did_you_mean(name, plain)}")
         parsed[name] = known[name].parse(value, f"{where}.{key}", limits)
     return parsed
 

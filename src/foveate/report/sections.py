@@ -24,6 +24,8 @@ from foveate.tasks.base import AbstractTask
 _MIN_PATIENTS = 30
 _FINDING_KEYS = {"severity", "kind", "subject", "text", "remedy", "images"}
 _SPLIT_PARTS = ("train", "val", "test")
+_BEFORE = ("table", "open", "split")
+"""Stages before training at which images are set aside."""
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -200,9 +202,7 @@ def count_patients(run: RunFiles) -> dict[str, Any]:
     owners: dict[str, str] = run.splits.get("patients") or {}
     labels = {row["image_id"]: row.get("label", "") for row in run.predictions if "image_id" in row}
     labels |= {str(k): str(v) for k, v in (run.splits.get("labels") or {}).items()}
-    early = {
-        row.get("image_id", "") for row in run.quarantine if row.get("stage") in ("table", "open")
-    }
+    early = {row.get("image_id", "") for row in run.quarantine if row.get("stage") in _BEFORE}
     rows: list[dict[str, Any]] = []
     for k, fold in enumerate(_list_folds(run)):
         for part in _SPLIT_PARTS:

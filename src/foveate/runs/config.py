@@ -55,16 +55,37 @@ class SplitOptions:
         val_fraction: share of the remaining patients in the validation part, which decides when
             training stops and which threshold is taken.
         seed: seed of the random division.
+        repeats: number of cross-validations, each with another division; every patient is tested
+            so many times.
+        site: column of sites, such as hospitals, whose patients are tested together; one of the
+            usual names (``site``, ``center`` …) stands for the others.
+        from_: a split that is taken as it is (``--split.from``): a folder or file of CLAM
+            (``splits_0.csv`` …), ``splits.json`` of STAMP or of another run, or a table with
+            columns ``fold_0`` … or ``split``.
     """
 
     folds: int = defaults.FOLDS
     test_fraction: float = 0.25
     val_fraction: float = 0.2
     seed: int = defaults.SEED
+    repeats: int = 1
+    site: str | None = None
+    from_: str | None = None
 
     def __post_init__(self) -> None:
-        if self.folds < 1:
-            raise OptionError(f"split.folds: got {self.folds}, expected 1 or more")
+        for key in ("folds", "repeats"):
+            if getattr(self, key) < 1:
+                raise OptionError(f"split.{key}: got {getattr(self, key)}, expected 1 or more")
+        if self.repeats > 1 and self.folds == 1:
+            raise OptionError(
+                f"split.repeats: got {self.repeats} with one fold; cross-validations are repeated, "
+                "so give --folds 2 or more as well"
+            )
+        if self.from_ is not None and (self.site is not None or self.repeats > 1):
+            other = "--split.site" if self.site is not None else "--split.repeats"
+            raise OptionError(
+                f"split.from: a split is taken as it is; leave {other} out, or --split.from"
+            )
         for key in ("test_fraction", "val_fraction"):
             if not 0 < getattr(self, key) < 1:
                 raise OptionError(
@@ -107,6 +128,8 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Return the config as plain values for YAML and JSON."""
         plain: dict[str, Any] = _make_plain(asdict(self))
+        for section in _SECTIONS:
+            plain[section] = {key.removesuffix("_"): v for key, v in plain[section].items()}
         return plain
 
 
@@ -171,7 +194,7 @@ def list_section_keys() -> list[str]:
         for key in kind.__dataclass_fields__
     ]
     keys += [f"method.{key}" for key in options(find("methods", RunConfig.method))]
-    return [key.replace("_", "-") for key in keys]
+    return [key.removesuffix("_").replace("_", "-") for key in keys]
 
 
 def _check_sections(nested: Any) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         Path(options.path),
         files=None if options.files is None else Path(options.files),
         images=None if options.images is None else Path(options.images),
-        columns=NamedColumns(options.image, options.patient, options.label),
+        columns=NamedColumns(options.image, options.patient, options.label, config.split.site),
         labels=LabelRules(
             wanted=options.classes,
             task=config.task,

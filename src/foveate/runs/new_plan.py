@@ -20,10 +20,11 @@ from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import RunConfig, make_card, settle_encoder
+from foveate.runs.division import divide_images, save_division
 from foveate.runs.fingerprint import list_files, note_inputs, save_inputs
 from foveate.runs.folder import make_quarantine_row
 from foveate.runs.view_words import describe_bits, describe_view
-from foveate.table import Case, CaseTable, describe_factors, make_splits, save_splits
+from foveate.table import CaseTable, describe_factors
 from foveate.tasks.base import AbstractTask
 
 
@@ -69,7 +70,16 @@ def settle_plan(run: NewRun) -> None:
     _check_axes(run, view, axes)
     _describe_choices(run, view, scan)
     usable = [case for case in run.table.cases if case.image_id in scan.facts]
-    _save_splits(run, usable)
+    division = divide_images(config.split, run.task, usable)
+    for note in division.notes:
+        display.say(note)
+    quarantine += [
+        make_quarantine_row(c.image_id, c.path, "split", "in no part of the split")
+        for c in usable
+        if c.image_id in division.left_out
+    ]
+    usable = [case for case in usable if case.image_id not in division.left_out]
+    save_division(division, RunLayout(run.folder), usable, run.table.columns)
     chosen = _choose_method_options(run, view, list(scan.facts.values()))
     inputs = note_inputs(usable, list_files(config.encoder_options), None, show_noting(display))
     save_inputs(inputs, RunLayout(run.folder).inputs)
@@ -114,21 +124,6 @@ def _describe_choices(run: NewRun, view: View, scan: Scan) -> None:
     run.display.say(describe_view(view, [fact.shape for fact in scan.facts.values()]))
     if warning := describe_bits(scan.facts):
         run.display.say(warning)
-
-
-def _save_splits(run: NewRun, usable: Sequence[Case]) -> None:
-    """Divide the patients of the images that can be read into folds, and write the division."""
-    split = run.config.split
-    splits = make_splits(
-        usable,
-        folds=split.folds,
-        test_fraction=split.test_fraction,
-        val_fraction=split.val_fraction,
-        seed=split.seed,
-        strata=run.task.strata([str(c.label) for c in usable], [c.patient_id for c in usable]),
-    )
-    labels = {case.image_id: str(case.label) for case in usable}
-    save_splits(splits, RunLayout(run.folder).splits, labels=labels)
 
 
 def _choose_method_options(run: NewRun, view: View, images: Sequence[ImageFacts]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from foveate.table.doubtful import doubt_missing, doubt_none, doubt_spellings
 from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
+from foveate.table.join_splits import join_splits
 from foveate.table.joined import describe_parts, find_parts, join_parts
 from foveate.table.known import with_known_labels
 from foveate.table.missing import is_missing, list_words
@@ -21,6 +22,7 @@ from foveate.table.same import patient_key
 from foveate.table.sheet import read_sheet
 from foveate.table.spacing import describe_factors, spacing_factor, spacing_for_axes
 from foveate.table.splits import make_splits
+from foveate.table.stored_splits import read_stored_splits
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit, learns_numbers, suggest_tasks
 from foveate.wording import several
@@ -38,11 +40,13 @@ __all__ = [
     "describe_factors",
     "describe_results",
     "is_result",
+    "join_splits",
     "load_splits",
     "make_splits",
     "patient_key",
     "patient_names",
     "read_cases",
+    "read_stored_splits",
     "read_tables",
     "safe_id",
     "save_splits",

@@ -236,6 +236,7 @@ class CaseBuilder:
             path=path,
             label=(row.cells[columns.label] or None) if columns.label else None,
             spacing_um=self._spacing_um(row, path, spacings),
+            site=(row.cells[columns.site] or None) if columns.site else None,
         )
 
     def _image_id(self, row: Row, path: Path | None) -> str:

@@ -38,6 +38,7 @@ _LABEL_ROLE = Role(
     frozenset({"label", "labels"}),
     label_key,
 )
+SITE = ("site", "center", "centre", "hospital", "institution", "site_id", "tissue_source_site")
 SPACING_Y = ("mpp_y", "spacing_y", "spacing_um_y")
 SPACING_X = ("mpp_x", "spacing_x", "spacing_um_x")
 SPACING = (
@@ -81,6 +82,7 @@ class Columns:
         notes: lines to show to the user.
         parts: the columns that hold the label together, and are joined to `label`; none where
             `label` is a column of the table.
+        site: column of the sites, where splits hold sites out.
     """
 
     path: str
@@ -90,6 +92,7 @@ class Columns:
     spacing: tuple[str, ...]
     notes: tuple[str, ...]
     parts: tuple[str, ...] = ()
+    site: str | None = None
 
     def by_role(self) -> dict[str, str]:
         """Return the columns by their role, without those that do not exist."""
@@ -99,6 +102,7 @@ class Columns:
             "patient_id": self.patient_id,
             "label": self.label,
             "spacing": ", ".join(self.spacing),
+            "site": self.site,
         }
         return {role: column for role, column in columns.items() if column}
 
@@ -111,11 +115,13 @@ class NamedColumns:
         path: column of the images' paths.
         patient: column of the patients.
         label: column of the labels.
+        site: column of the sites; one of the usual names stands for any of them.
     """
 
     path: str | None = None
     patient: str | None = None
     label: str | None = None
+    site: str | None = None
 
 
 def recognise(
@@ -145,19 +151,19 @@ def recognise(
         sheet, names.patient, {path, names.label}, strict=to_train
     )
     image_id = first_filled(sheet, IMAGE_ID, {names.patient, names.label})
-    spacing = _spacing_columns(sheet)
+    spacing, site = _spacing_columns(sheet), _find_site(sheet, names.site)
     parts = named_parts(sheet, names.label)
     label = None if parts else find_named(sheet, names.label, "label")
     label_notes: tuple[str, ...] = ()
     if label is None and not parts:
-        taken = {t for t in (path, patient, image_id, *spacing) if t}
+        taken = {t for t in (path, patient, image_id, site, *spacing) if t}
         parts = _find_label_parts(sheet, task, taken) if need_label else ()
         if not parts:
             label, label_notes = _label_column(sheet, taken, need=need_label)
     label = name_joined(parts) if parts else label
-    columns = Columns(path, image_id, patient, label, spacing, (), parts)
+    columns = Columns(path, image_id, patient, label, spacing, (), parts, site)
     roles = ", ".join(f"{role} = '{column}'" for role, column in columns.by_role().items())
-    used = {path, image_id, patient, label, *spacing, *parts}
+    used = {path, image_id, patient, label, site, *spacing, *parts}
     notes = (
         f"columns ({_dialect(sheet)}): {roles}",
         *patient_notes,
@@ -186,6 +192,15 @@ def choose_patient(
         return column, ()
     column, notes = choose_column(sheet, _PATIENT_ROLE, but, strict=strict)
     return column or first_filled(sheet, ("slide",), but), notes
+
+
+def _find_site(sheet: TableSheet, named: str | None) -> str | None:
+    """Find the column of the sites that the user names; a usual name stands for the others."""
+    if named is None:
+        return None
+    is_there = any(plain_name(column) == plain_name(named) for column in sheet.columns)
+    usual = first_filled(sheet, SITE) if plain_name(named) in SITE and not is_there else None
+    return usual or find_named(sheet, named, "split.site")
 
 
 def _spacing_columns(sheet: TableSheet) -> tuple[str, ...]:

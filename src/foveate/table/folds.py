@@ -48,12 +48,17 @@ class Splits:
         patients: patient id by image id.
         seed: the seed that the folds were drawn with.
         hash: hash of all of the above; a model stores it to recognise images of its training.
+        repeats: in how many of several folds each image is tested.
+        source: where folds that were not drawn come from; such folds may leave images out, and
+            test them in any number. Empty for drawn folds.
     """
 
     folds: tuple[Fold, ...]
     patients: dict[str, str]
     seed: int
     hash: str
+    repeats: int = 1
+    source: str = ""
 
     def check(self, cases: Sequence[Case] | None = None) -> None:
         """Check that no patient is in two parts, and that nothing was changed or left out.
@@ -71,9 +76,9 @@ class Splits:
         if not self.folds:
             raise SplitError(f"the split has no folds{_AGAIN}")
         for i, fold in enumerate(self.folds):
-            _check_fold(f"fold {i}", fold, self.patients)
-        if len(self.folds) > 1:
-            _check_outer(self.folds)
+            _check_fold(f"fold {i}", fold, self.patients, complete=not self.source)
+        if len(self.folds) > 1 and not self.source:
+            _check_outer(self.folds, self.repeats)
         if cases is not None:
             self._check_cases(cases)
 
@@ -91,13 +96,20 @@ class Splits:
             )
 
 
-def save_splits(splits: Splits, path: Path, *, labels: Mapping[str, str] | None = None) -> None:
+def save_splits(
+    splits: Splits,
+    path: Path,
+    *,
+    labels: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> None:
     """Write splits as JSON, completely or not at all.
 
     Args:
         splits: the splits.
         path: the file.
         labels: labels by image, for reports only.
+        columns: columns of the table that the division follows, by role, for readers only.
 
     Raises:
         SplitError: the splits do not pass their check.
@@ -109,6 +121,9 @@ def save_splits(splits: Splits, path: Path, *, labels: Mapping[str, str] | None 
             "schema": _SCHEMA,
             "hash": splits.hash,
             "seed": splits.seed,
+            "repeats": splits.repeats,
+            "source": splits.source,
+            "columns": dict(columns or {}),
             "patients": splits.patients,
             "labels": dict(labels or {}),
             "folds": [{k: list(v) for k, v in fold.parts().items()} for fold in splits.folds],
@@ -150,6 +165,8 @@ def _parse_splits(fields: Fields, path: Path) -> Splits:
         {image_id: patients.text(image_id) for image_id in patients.plain()},
         fields.integer("seed", -(1 << 63), 1 << 63),
         fields.text("hash"),
+        fields.integer("repeats", 1, 1 << 30) if "repeats" in fields else 1,
+        fields.text("source", may_be_empty=True) if "source" in fields else "",
     )
 
 
@@ -174,13 +191,13 @@ def split_hash(folds: Iterable[Fold], patients: dict[str, str], seed: int) -> st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
+def _check_fold(name: str, fold: Fold, patients: dict[str, str], *, complete: bool) -> None:
     """Raise `SplitError` if a fold repeats or lacks images, or has a patient in two parts."""
     ids = [*fold.train, *fold.val, *fold.test]
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
         raise SplitError(f"{name}: {several(sorted(twice))} occur more than once{_AGAIN}")
-    other = sorted(set(ids) ^ patients.keys())
+    other = sorted(set(ids) ^ patients.keys() if complete else set(ids) - patients.keys())
     if other:
         raise SplitError(f"{name}: {several(other)} are missing or have no patient{_AGAIN}")
     if not fold.train:
@@ -195,12 +212,13 @@ def _check_fold(name: str, fold: Fold, patients: dict[str, str]) -> None:
                 )
 
 
-def _check_outer(folds: Sequence[Fold]) -> None:
-    """Raise `SplitError` unless each image is tested in exactly one of several folds."""
+def _check_outer(folds: Sequence[Fold], repeats: int) -> None:
+    """Raise `SplitError` unless each image is tested in one fold of each cross-validation."""
     tested = Counter(i for fold in folds for i in fold.test)
     total = {i for fold in folds for part in fold.parts().values() for i in part}
-    wrong = sorted(i for i in total if tested[i] != 1)
+    wrong = sorted(i for i in total if tested[i] != repeats)
     if wrong:
+        expected = "once" if repeats == 1 else f"{repeats} times"
         raise SplitError(
-            f"{several(wrong)} are tested {tested[wrong[0]]} times, expected once{_AGAIN}"
+            f"{several(wrong)} are tested {tested[wrong[0]]} times, expected {expected}{_AGAIN}"
         )

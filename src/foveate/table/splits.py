@@ -11,6 +11,7 @@ import numpy as np
 
 from foveate.errors import SplitError
 from foveate.table.folds import Fold, Splits, split_hash
+from foveate.table.sites import deal_sites, group_sites
 from foveate.table.types import Case
 
 
@@ -22,6 +23,8 @@ def make_splits(
     val_fraction: float = 0.2,
     seed: int = 0,
     strata: Sequence[str] | None = None,
+    by_site: bool = False,
+    repeats: int = 1,
 ) -> Splits:
     """Split patients, stratified by their label (the most frequent one of their images).
 
@@ -34,24 +37,54 @@ def make_splits(
         val_fraction: share of the other patients to validate on.
         seed: seed of the shuffling.
         strata: the stratum of each image; by default its label.
+        by_site: whether all patients of a site are tested together. Validation parts are drawn
+            from the patients of the other sites.
+        repeats: number of cross-validations, each shuffled anew.
 
     Raises:
-        SplitError: a class has too few patients.
+        SplitError: a class has too few patients, or there are too few sites.
     """
     _check_sizes(folds, test_fraction, val_fraction)
     grouped = _group_by_label(cases if strata is None else _with_strata(cases, strata))
-    order = _shuffle(grouped, seed)
     if folds > 1:
         _check_enough(
             grouped, _patients_needed(folds, val_fraction), f"{folds} folds", "fewer folds"
         )
-        tests = _deal(order, folds)
     else:
         need = 1 + (test_fraction > 0) + (val_fraction > 0)
         _check_enough(grouped, need, "train, val and test parts", "smaller parts")
-        spare = 1 + (val_fraction > 0)
-        tests = [_take_share(order, test_fraction, spare)]
-    return _build_splits(cases, [_add_val(order, test, val_fraction) for test in tests], seed)
+    sites = group_sites(cases) if by_site else {}
+    pairs = []
+    for repeat in range(repeats):
+        order = _shuffle(grouped, seed, repeat)
+        if by_site:
+            tests = deal_sites(sites, order, folds, test_fraction)
+            _check_rest(order, tests, 1 + (val_fraction > 0))
+        elif folds > 1:
+            tests = _deal(order, folds)
+        else:
+            tests = [_take_share(order, test_fraction, spare=1 + (val_fraction > 0))]
+        pairs += [_add_val(order, test, val_fraction) for test in tests]
+    return _build_splits(cases, pairs, seed, repeats)
+
+
+def draw_val(
+    cases: Sequence[Case], *, val_fraction: float, seed: int, strata: Sequence[str]
+) -> set[str]:
+    """Draw the patients of a validation part from a training part, stratified by label.
+
+    Args:
+        cases: the images of the training part.
+        val_fraction: share of the patients to validate on.
+        seed: seed of the shuffling.
+        strata: the stratum of each image.
+
+    Raises:
+        SplitError: a class has too few patients.
+    """
+    grouped = _group_by_label(_with_strata(cases, strata))
+    _check_enough(grouped, 2, "train and val parts", "a split with a validation part")
+    return _take_share(_shuffle(grouped, seed, 0), val_fraction, spare=1)
 
 
 # -- assigning patients to parts --------------------------------------------------------------
@@ -86,9 +119,9 @@ def _group_by_label(cases: Sequence[Case]) -> dict[str, list[str]]:
     return {label: strata[label] for label in sorted(strata)}
 
 
-def _shuffle(strata: dict[str, list[str]], seed: int) -> dict[str, list[str]]:
-    """Shuffle the patients of each label."""
-    rng = np.random.default_rng((seed, 0x5EED))
+def _shuffle(strata: dict[str, list[str]], seed: int, repeat: int) -> dict[str, list[str]]:
+    """Shuffle the patients of each label; each repetition has an order of its own."""
+    rng = np.random.default_rng((seed, 0x5EED, repeat) if repeat else (seed, 0x5EED))
     return {label: [p[i] for i in rng.permutation(len(p))] for label, p in strata.items()}
 
 
@@ -116,6 +149,19 @@ def _check_enough(strata: dict[str, list[str]], need: int, parts: str, remedy: s
             f"label '{label}' has {n} patient{'' if n == 1 else 's'}, {parts} need at least {need} "
             f"of each class: use {remedy}, add patients, or leave the class out"
         )
+
+
+def _check_rest(order: dict[str, list[str]], tests: Sequence[set[str]], need: int) -> None:
+    """Raise `SplitError` if a label has too few patients outside of some test part."""
+    for test in tests:
+        for label, patients in order.items():
+            left = sum(patient not in test for patient in patients)
+            if left < need:
+                raise SplitError(
+                    f"label '{label}' has {left} patients outside of the sites of a test part, "
+                    f"and training needs {need}: use fewer folds, add sites, or leave --split.site "
+                    "out"
+                )
 
 
 def _deal(order: dict[str, list[str]], folds: int) -> list[set[str]]:
@@ -148,7 +194,7 @@ def _add_val(
 
 
 def _build_splits(
-    cases: Sequence[Case], pairs: Iterable[tuple[set[str], set[str]]], seed: int
+    cases: Sequence[Case], pairs: Iterable[tuple[set[str], set[str]]], seed: int, repeats: int
 ) -> Splits:
     patients = {c.image_id: c.patient_id for c in sorted(cases, key=lambda c: c.image_id)}
     if len(patients) < len(cases):
@@ -161,6 +207,6 @@ def _build_splits(
                 image_id
             )
         folds.append(Fold(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"])))
-    splits = Splits(tuple(folds), patients, seed, split_hash(folds, patients, seed))
+    splits = Splits(tuple(folds), patients, seed, split_hash(folds, patients, seed), repeats)
     splits.check()
     return splits

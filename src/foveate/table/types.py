@@ -20,6 +20,7 @@ class Case:
         path: the image's file.
         label: the label as written in the table, numbers with decimal points, or None.
         spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
+        site: name of the place that the image comes from, where splits hold sites out; or None.
     """
 
     image_id: str
@@ -27,6 +28,7 @@ class Case:
     path: Path
     label: str | None = None
     spacing_um: tuple[float, ...] | None = None
+    site: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class CaseTable:
         cases: the usable cases, in the order of the table.
         label_column: name of the label's column, or None.
         columns: names of columns by their role: ``path``, ``image_id``, ``patient_id``, ``label``,
-            ``spacing``.
+            ``spacing``, ``site``.
         notes: lines to show to the user.
         set_aside: rows that cannot be used, for ``quarantine.csv``.
         task: name of the task that the columns of the label were joined for, or that was asked

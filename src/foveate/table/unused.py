@@ -12,10 +12,16 @@ from foveate.wording import several
 
 _SPLIT = re.compile(r"(?:data_?|my_)?(?:split|fold|kfold|cv_fold)(?:_?\d+)?|train_(?:val_)?test")
 _MAYBE_SPLIT = re.compile(r"(?:data_?)?(?:set|subset|partition|part|phase|usage)|group|is_\w+")
-_PARTS = frozenset(
-    {"train", "training", "trn", "tr", "val", "valid", "validation", "dev", "tune", "tuning"}
-    | {"test", "testing", "tst", "te", "holdout", "hold-out", "held-out", "eval", "evaluation"}
-)
+PART_WORDS = {
+    "train": ("train", "training", "trn", "tr"),
+    "val": ("val", "valid", "validation", "dev", "tune", "tuning"),
+    "test": (
+        *("test", "testing", "tst", "te"),
+        *("holdout", "hold-out", "held-out", "eval", "evaluation"),
+    ),
+}
+"""Words for the parts of a split in tables."""
+_PARTS = frozenset(word for words in PART_WORDS.values() for word in words)
 _REPEATED = re.compile(r"(.+)\.\d+")
 
 
@@ -35,8 +41,9 @@ def describe_unused(sheet: TableSheet, used: Collection[str]) -> list[str]:
             counts = several([f"{value} {n}" for value, n in sorted(values.items())])
             notes.append(
                 f"column '{column}' ({counts}) is not used: training divides the patients itself, "
-                "and evaluation scores every row. To test on rows of your choice, train on a table "
-                "of the others, and give these to `foveate evaluate`"
+                "unless --split.from names the table with such columns, and evaluation scores "
+                "every row. To test on rows of your choice, train on a table of the others, and "
+                "give these to `foveate evaluate`"
             )
         repeated = _REPEATED.fullmatch(column)
         if repeated and repeated[1] in used:

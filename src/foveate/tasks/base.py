@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -52,8 +52,11 @@ class AbstractTask(AbstractLabels, AbstractReport):
             `known_labels` come first.
         deviation_columns: names of the columns for the standard deviations of these numbers over
             several models.
+        link: how logits became the probabilities of answers, where the temperature of stored
+            answers can be undone: ``softmax`` or ``sigmoid``; None where not.
     """
 
+    link: ClassVar[str | None] = None
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
     deviation_columns: tuple[str, ...]

@@ -38,6 +38,7 @@ class BinaryTask(ClassTask):
     """
 
     preference = 1
+    link = "softmax"
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class MulticlassTask(ClassTask):
             many must agree (grades), ``none`` where no patch can.
     """
 
+    link = "softmax"
+
     def __init__(
         self,
         *,

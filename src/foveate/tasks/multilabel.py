@@ -59,6 +59,7 @@ class MultilabelTask(AbstractTask):
     words = SCORE_WORDS
     tabled = ("auroc", "auprc", "brier")
     averaged = "probabilities"
+    link = "sigmoid"
     reading = (
         "Each label has its own threshold, chosen on the inner validation part; probabilities can "
         "be trusted as far as the calibration plot follows its diagonal.",

@@ -21,7 +21,7 @@ from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.graded import build_grade_charts
 from foveate.tasks.classes.grades import are_grades, sort_grades
 from foveate.tasks.classes.near_grades import suggest_grades
-from foveate.tasks.classes.scores import read_answers, read_decisions
+from foveate.tasks.classes.scores import count_classes, read_answers, read_decisions
 from foveate.tasks.classes.words import SCORE_WORDS, tabulate_confusion, warn_of_chance
 from foveate.wording import did_you_mean, several
 
@@ -298,6 +298,10 @@ class OrdinalTask(ClassTask):
         patients = [row["patient_id"] for row in rows]
         measured = score_grades(prob, target, predicted, patients, folds)
         return {name: measured[name] for name in self.words if name in measured}
+
+    def details(self, rows: Rows) -> dict[str, Any]:
+        """Return grades, confusion matrix and calibration for ``metrics.json``."""
+        return count_classes(rows, self.classes)
 
     # -- words and figures ----------------------------------------------------------------------
 

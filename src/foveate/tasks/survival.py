@@ -11,27 +11,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import TableError
-from foveate.metrics import (
-    Difference,
-    MeasuredScore,
-    Score,
-    concordance_of,
-    subtract_all,
-)
+from foveate.metrics import Difference, MeasuredScore, Score, concordance_of, subtract_all
 from foveate.nn.continuation import continuation_losses
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
-from foveate.presentation import Chart, Verdict
 from foveate.tasks._temperature import fit_temperature, pool_temperatures
-from foveate.tasks.base import (
-    NO_OPTIONS,
-    AbstractTask,
-    Cells,
-    JoinedLabels,
-    Point,
-    Rows,
-    Stored,
-)
+from foveate.tasks.base import NO_OPTIONS, Cells, JoinedLabels, Point, Rows
 from foveate.tasks.events.bins import (
     Bins,
     check_rising,
@@ -41,18 +26,17 @@ from foveate.tasks.events.bins import (
     write_time,
 )
 from foveate.tasks.events.columns import find_pairs, order_pair
-from foveate.tasks.events.figures import build_charts
 from foveate.tasks.events.labels import join_pair, parse_label, write_label
-from foveate.tasks.events.scores import measure_answers
+from foveate.tasks.events.report import AbstractSurvival
+from foveate.tasks.events.scores import describe_horizons, measure_answers
 from foveate.tasks.events.strata import count_events, divide_patients
-from foveate.tasks.events.words import SCORE_WORDS, describe_order, show_risk, warn_of_constant
 from foveate.wording import several
 
 _MIN_LEARNT_INDEX = 0.6
 """A mean concordance of the validation part above this shows that something was learnt."""
 
 
-class SurvivalTask(AbstractTask):
+class SurvivalTask(AbstractSurvival):
     """Predict how likely an event is in each of a few bins of time, and thereby the risk.
 
     A logit is the log odds of the event in a bin, if there was none before. The loss is the
@@ -79,21 +63,6 @@ class SurvivalTask(AbstractTask):
     """
 
     preference = 3
-    words = SCORE_WORDS
-    tabled = ("c_index", "brier")
-    averaged = "probabilities of survival"
-    reading = (
-        "The risk is the mean probability of an event before the horizons; only its order between "
-        "images counts for the c-index.",
-    )
-    order = "The highest risks first."
-    bar_note = "The grey line of a bar is at 0.5."
-    unscored = "no two comparable images"
-    chance = "the loss of the same hazards for all"
-    pooling = (
-        "The c-index compares images of one fold only, for the folds' models have scales of their "
-        "own. The Brier score is that of all folds together."
-    )
 
     def __init__(
         self,
@@ -352,42 +321,11 @@ class SurvivalTask(AbstractTask):
         same = [row["risk"] for row in rows] == [row["risk"] for row in others]
         return subtract_all(ours, theirs, self.tabled, same)
 
+    def details(self, rows: Rows) -> dict[str, Any]:
+        """Return the AUROC at each horizon for ``metrics.json``."""
+        truth = [self.parse(row["label"]) for row in rows]
+        return {"horizons": describe_horizons(rows, truth, self.columns, self.horizons)}
+
     def _measure(self, rows: Rows, folds: Sequence[Any]) -> dict[str, MeasuredScore]:
         truth = [self.parse(row["label"]) for row in rows]
         return measure_answers(rows, folds, truth, self.columns, self.horizons)
-
-    # -- words and figures ----------------------------------------------------------------------
-
-    def sentence(self, scores: Stored, n_folds: int) -> str:
-        """Describe the c-index as a number of pairs of images.
-
-        Args:
-            scores: scores as ``metrics.json`` holds them.
-            n_folds: number of folds that the scores come from.
-        """
-        return describe_order(scores.get("c_index", {}), n_folds)
-
-    def cautions(self, scores: Stored) -> list[str]:
-        """Warn where the order may be chance, or where the survival of all is as good."""
-        return warn_of_constant(scores)
-
-    def verdict(self, entry: Mapping[str, Any], row: Mapping[str, str]) -> Verdict:
-        """Show the risk beside the label; the highest risks rank first.
-
-        Args:
-            entry: entry of the index of pictures: ``label``, ``predicted`` and `record`.
-            row: row of ``predictions.csv``; may be empty.
-        """
-        return show_risk(entry)
-
-    def charts(
-        self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
-    ) -> list[Chart]:
-        """Return the figure of Kaplan-Meier curves of images of high and of low risk.
-
-        Args:
-            rows: stored answers; some may be damaged.
-            metrics: content of ``metrics.json``, which may be damaged.
-            points: results of `calibrate` for the model of each fold.
-        """
-        return build_charts(rows, self.horizons, self.columns)

@@ -16,6 +16,7 @@ from typing import Any
 from foveate.batch.features import FeatureStore
 from foveate.checks.stored import read_stored_check
 from foveate.errors import TrainingError
+from foveate.evaluation.calibration import evaluate_uncalibrated
 from foveate.evaluation.scores import compare_rows, evaluate_rows
 from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
@@ -209,12 +210,13 @@ def _predict_test(
 
 def _score_run(folder: Path, plan: Plan) -> RunResult:
     """Pool and score the predictions of the folds, and write the inputs of the report."""
-    layout, rows, costs = RunLayout(folder), [], []
+    layout, rows, costs, points = RunLayout(folder), [], [], {}
     for k in range(len(plan.splits.folds)):
         fold = layout.fold(k)
         rows += [row | {"fold": str(k)} for row in read_rows(fold.predictions)]
         provenance = load_model(fold.model_folder).card.provenance
         costs.append((provenance["train"], read_json(fold.cost)))
+        points[str(k)] = provenance
     n_set_aside = list_set_aside(folder, plan)
     if not rows:
         raise TrainingError(
@@ -223,7 +225,7 @@ def _score_run(folder: Path, plan: Plan) -> RunResult:
         )
     write_rows(layout.predictions, rows, list(rows[0]))
     task = restore_task(plan.task, plan.settled, plan.task_options)
-    metrics = evaluate_rows(rows, task)
+    metrics = evaluate_rows(rows, task) | evaluate_uncalibrated(rows, task, points)
     start = _read_frozen_rows(folder, len(plan.splits.folds))
     if start:
         write_rows(layout.frozen_predictions, start, list(start[0]))

@@ -13,6 +13,7 @@ from foveate.presentation import (
     BLUE,
     CYCLE,
     GREY,
+    ORANGE,
     Chart,
     add_legend,
     add_unit_square,
@@ -21,6 +22,7 @@ from foveate.presentation import (
     write_count,
     write_fold,
 )
+from foveate.tasks.classes.benefit import build_benefit_chart
 from foveate.tasks.classes.curves import (
     LabelledAnswers,
     Points,
@@ -54,11 +56,12 @@ def build_charts(
     """
     charts = [*_build_curves(answers, metrics), build_calibration_chart(metrics)]
     absent = "No distribution: predictions of labelled images are missing."
+    benefit = build_benefit_chart(metrics, thresholds)
     if answers is None:
-        return [*charts, Chart("scores", _DISTRIBUTION, absent)]
+        return [*charts, Chart("scores", _DISTRIBUTION, absent), benefit]
     alt = f"Distribution of scores by class: {', '.join(answers.classes)}"
     plot = partial(plot_distribution, answers=answers, thresholds=thresholds)
-    return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, plot)]
+    return [*charts, Chart("scores", _DISTRIBUTION, absent, alt, plot), benefit]
 
 
 def _build_curves(answers: LabelledAnswers | None, metrics: Mapping[str, Any]) -> list[Chart]:
@@ -85,13 +88,41 @@ def build_calibration_chart(metrics: Mapping[str, Any]) -> Chart:
     Args:
         metrics: content of ``metrics.json``, which may be damaged.
     """
-    absent, stored = "No calibration was stored.", metrics.get("calibration")
-    bins = [b for b in stored if isinstance(b, dict)] if isinstance(stored, list) else []
-    if not any(read_number(b, "n") for b in bins):
+    absent, bins = "No calibration was stored.", read_bins(metrics)
+    if not bins:
         return Chart("calibration", _CALIBRATION, absent)
     alt = f"Calibration in {write_count(len(bins), 'bin')}: share observed against stated"
-    plot = partial(plot_calibration, bins=bins)
-    return Chart("calibration", _CALIBRATION, absent, alt, plot)
+    stored = metrics.get("uncalibrated")
+    before = stored if isinstance(stored, dict) else {}
+    caption = f"{_CALIBRATION}{describe_change(before, metrics)}"
+    plot = partial(plot_calibration, bins=bins, before=read_bins(before))
+    return Chart("calibration", caption, absent, alt, plot)
+
+
+def read_bins(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the stored bins of calibration; empty where none holds images.
+
+    Args:
+        metrics: content of ``metrics.json``, or the part of it before the temperature.
+    """
+    stored = metrics.get("calibration")
+    bins = [b for b in stored if isinstance(b, dict)] if isinstance(stored, list) else []
+    return bins if _read_points(bins) else []
+
+
+def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Describe the losses before and after the temperature; empty where they are not known.
+
+    Args:
+        before: the part of ``metrics.json`` before the temperature.
+        after: content of ``metrics.json``.
+    """
+    clauses = []
+    for name, title in (("ece", "Calibration error"), ("log_loss", "Log loss")):
+        was, now = (_read_score(part, name) for part in (before, after))
+        if was is not None and now is not None:
+            clauses.append(f" {title} {was:.3f} before the temperature, {now:.3f} after it.")
+    return "".join(clauses)
 
 
 def read_areas(metrics: Mapping[str, Any], answers: LabelledAnswers, name: str) -> dict[str, float]:
@@ -186,19 +217,22 @@ def _add_area(text: str, area: float | None) -> str:
     return text if area is None else f"{text}  {area:.3f}"
 
 
-def plot_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
+def plot_calibration(
+    figure: Figure, bins: list[dict[str, Any]], before: list[dict[str, Any]]
+) -> None:
     """Draw observed share against stated probability, with intervals and numbers of images.
 
     Args:
         figure: an empty figure.
         bins: bins of equal width, as ``metrics.json`` holds them.
+        before: those of the answers before the temperature; empty where they are not known.
     """
     axes = add_unit_square(figure, "stated probability", "share observed")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
-    triples = [
-        (read_number(b, "mean_prob"), read_number(b, "fraction"), read_number(b, "n")) for b in bins
-    ]
-    points = [(p, f, n) for p, f, n in triples if p is not None and f is not None and n]
+    if earlier := _read_points(before):
+        axes.plot([p for p, _, _ in earlier], [f for _, f, _ in earlier], color=ORANGE,
+                  linewidth=1.2, marker=".", alpha=0.8, label="before the temperature")  # fmt: skip
+    points = _read_points(bins)
     for p, f, n in points:
         limits = wilson_interval(round(f * n), round(n))
         axes.plot([p, p], limits, color=BLUE, linewidth=1.2, alpha=0.6)
@@ -215,6 +249,14 @@ def plot_calibration(figure: Figure, bins: list[dict[str, Any]]) -> None:
         label="observed, 95 % interval",
     )
     add_legend(axes)
+
+
+def _read_points(bins: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """Return mean probability, share observed and number of images of the bins that have them."""
+    triples = [
+        (read_number(b, "mean_prob"), read_number(b, "fraction"), read_number(b, "n")) for b in bins
+    ]
+    return [(p, f, n) for p, f, n in triples if p is not None and f is not None and n]
 
 
 def plot_distribution(

@@ -13,6 +13,7 @@ from foveate.metrics import (
     calibration_bins,
     compare_scores,
     confusion,
+    measure_benefits,
     score_all,
 )
 from foveate.metrics.types import Floats, Ints
@@ -77,6 +78,27 @@ def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
         "confusion": matrix.tolist(),
         "calibration": calibration_bins(prob, target),
     }
+
+
+def measure_benefit(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the decision curve of the second of two classes, or of each class against the rest.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        classes: names of the classes.
+    """
+    prob, target = read_answers(rows, classes)
+    patients = [row["patient_id"] for row in rows]
+    drawn = [1] if len(classes) == 2 else range(len(classes))
+    curves = [
+        {
+            "class": classes[c],
+            "points": measure_benefits(prob[:, c], (target == c).astype(np.int64), patients),
+        }
+        for c in drawn
+        if len(rows)
+    ]
+    return {"benefit": curves}
 
 
 def read_decisions(rows: Rows, classes: Sequence[str]) -> Ints:

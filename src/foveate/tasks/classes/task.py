@@ -19,7 +19,12 @@ from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.doubts import doubt_classes
 from foveate.tasks.classes.figures import build_charts
-from foveate.tasks.classes.scores import compare_classes, count_classes, score_classes
+from foveate.tasks.classes.scores import (
+    compare_classes,
+    count_classes,
+    measure_benefit,
+    score_classes,
+)
 from foveate.tasks.classes.words import (
     SCORE_WORDS,
     describe_ranking,
@@ -320,8 +325,8 @@ class ClassTask(AbstractTask):
         return compare_classes(rows, others, self.classes)
 
     def details(self, rows: Rows) -> dict[str, Any]:
-        """Return classes, confusion matrix and calibration for ``metrics.json``."""
-        return count_classes(rows, self.classes)
+        """Return classes, confusion matrix, calibration and net benefit for ``metrics.json``."""
+        return count_classes(rows, self.classes) | measure_benefit(rows, self.classes)
 
     # -- words and figures ----------------------------------------------------------------------
 
@@ -364,7 +369,7 @@ class ClassTask(AbstractTask):
     def charts(
         self, rows: Rows, metrics: Mapping[str, Any], points: Sequence[Point]
     ) -> list[Chart]:
-        """Return ROC, precision and recall, calibration, and the distribution of scores.
+        """Return ROC, precision and recall, calibration, scores by class, and decision curves.
 
         Args:
             rows: stored answers; some may be damaged.

@@ -25,6 +25,14 @@ SCORE_WORDS: Mapping[str, ScoreWords] = {
     ),
     "accuracy": ScoreWords("accuracy", "share of images whose class was predicted"),
     "balanced_accuracy": ScoreWords("balanced accuracy", "mean of the classes' sensitivities"),
+    "sensitivity": ScoreWords(
+        "sensitivity",
+        "share of the positive images that were called so at the threshold of the validation part",
+    ),
+    "specificity": ScoreWords(
+        "specificity",
+        "share of the negative images that were called so at the threshold of the validation part",
+    ),
     "kappa": ScoreWords("Cohen's kappa", "agreement beyond chance"),
     "kappa_linear": ScoreWords(
         "kappa, linear", "agreement beyond chance, near misses count in part"

@@ -16,6 +16,18 @@ SCORE_WORDS: Mapping[str, ScoreWords] = {
         "the higher risk; 0.5 is chance",
         within_folds=True,
     ),
+    "c_index_uno": ScoreWords(
+        "Uno's c-index",
+        "the same up to the last horizon, with pairs weighed so that the length of the follow-up "
+        "has no influence; 0.5 is chance",
+        within_folds=True,
+    ),
+    "auroc_horizons": ScoreWords(
+        "AUROC at the horizons",
+        "chance that an image with an event until a horizon has the lower stated survival than "
+        "one without, a mean over the horizons; 0.5 is chance",
+        within_folds=True,
+    ),
     "brier": ScoreWords(
         "Brier score of survival",
         "squared error of the stated survival, a mean over the horizons; less is better",

@@ -20,6 +20,7 @@ from foveate.presentation import (
     shorten,
 )
 from foveate.tasks.base import Rows
+from foveate.tasks.classes.benefit import build_benefit_chart
 from foveate.tasks.classes.curves import Points, average_roc, compute_roc
 from foveate.tasks.classes.figures import build_calibration_chart
 from foveate.tasks.several.labels import read_values
@@ -43,12 +44,12 @@ def build_charts(
         metrics: content of ``metrics.json``, which may be damaged.
     """
     curves = _trace_labels(rows, labels, none)
-    calibration = build_calibration_chart(metrics)
+    further = [build_calibration_chart(metrics), build_benefit_chart(metrics)]
     if not curves:
         absent = "No ROC curves: they need images with and without a label."
-        return [Chart("roc", _CAPTION, absent), calibration]
+        return [Chart("roc", _CAPTION, absent), *further]
     alt = f"ROC curves of {len(curves)} labels"
-    return [Chart("roc", _CAPTION, "", alt, partial(_plot_curves, curves=curves)), calibration]
+    return [Chart("roc", _CAPTION, "", alt, partial(_plot_curves, curves=curves)), *further]
 
 
 def _trace_labels(rows: Rows, labels: Sequence[str], none: str) -> dict[str, Points]:

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from foveate.metrics import MeasuredScore, calibration_bins, score_label, score_labels
+from foveate.metrics import (
+    MeasuredScore,
+    calibration_bins,
+    measure_benefits,
+    score_label,
+    score_labels,
+)
 from foveate.metrics.types import Floats
 from foveate.presentation import ShadedTable, read_number, write_decimals
 from foveate.tasks.base import Rows
@@ -45,7 +51,7 @@ def measure_answers(
 
 
 def describe_labels(rows: Rows, labels: Sequence[str], none: str) -> dict[str, Any]:
-    """Return scores by label and the calibration, as ``metrics.json`` holds them.
+    """Return scores by label, calibration and decision curves, as ``metrics.json`` holds them.
 
     Args:
         rows: rows of ``predictions.csv`` with known labels.
@@ -56,7 +62,7 @@ def describe_labels(rows: Rows, labels: Sequence[str], none: str) -> dict[str, A
     predicted = [read_values(row["predicted"], labels, none) for row in rows]
     called = np.array(predicted, np.float64).reshape(truth.shape)
     patients, folds = [row["patient_id"] for row in rows], [row.get("fold", "") for row in rows]
-    by_label = []
+    by_label, curves = [], []
     for c, name in enumerate(labels):
         present, absent = truth[:, c] == 1, truth[:, c] == 0
         scores = score_label(prob[:, c], truth[:, c], patients, folds)
@@ -70,10 +76,15 @@ def describe_labels(rows: Rows, labels: Sequence[str], none: str) -> dict[str, A
             }
             | {key: asdict(score) for key, score in scores.items()}
         )
+        inside = np.flatnonzero(present | absent)
+        if len(inside):
+            owners = [patients[i] for i in inside]
+            points = measure_benefits(prob[inside, c], present[inside].astype(np.int64), owners)
+            curves.append({"class": name, "points": points})
     known = ~np.isnan(truth)
     both = np.stack([1 - prob[known], prob[known]], 1)
     bins = calibration_bins(both, truth[known].astype(np.int64)) if known.any() else []
-    return {"labels": by_label, "calibration": bins}
+    return {"labels": by_label, "calibration": bins, "benefit": curves}
 
 
 def tabulate_labels(stored: object) -> list[ShadedTable]:
