@@ -12,6 +12,7 @@ from foveate.metrics.comparison import (
     pick_front,
     subtract_all,
 )
+from foveate.metrics.means import measure_mean
 from foveate.metrics.multilabel import average_auroc, score_label, score_labels
 from foveate.metrics.ordered import score_concordance, score_grades
 from foveate.metrics.scores import MeasuredScore, score_all
@@ -38,6 +39,7 @@ __all__ = [
     "confusion",
     "kaplan_meier",
     "log_rank_p",
+    "measure_mean",
     "pick_front",
     "proportion_interval",
     "score_all",

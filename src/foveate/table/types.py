@@ -20,6 +20,7 @@ class Case:
         path: the image's file.
         label: the label as written in the table, numbers with decimal points, or None.
         spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
+        mask: file of a mask of what decides the label, for audits, or None; it may not exist.
     """
 
     image_id: str
@@ -27,6 +28,7 @@ class Case:
     path: Path
     label: str | None = None
     spacing_um: tuple[float, ...] | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from foveate.errors import TableError
-from foveate.metrics import (
-    Difference,
-    MeasuredScore,
-    Score,
-    concordance_of,
-    subtract_all,
-)
+from foveate.metrics import Difference, MeasuredScore, Score, concordance_of, subtract_all
 from foveate.nn.continuation import continuation_losses
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
@@ -87,6 +81,7 @@ class SurvivalTask(AbstractTask):
         "images counts for the c-index.",
     )
     order = "The highest risks first."
+    large_deviation = 0.15
     bar_note = "The grey line of a bar is at 0.5."
     unscored = "no two comparable images"
     chance = "the loss of the same hazards for all"

@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score, auroc, threshold_youden
 from foveate.presentation import Chart, ShadedTable, Verdict, read_number
+from foveate.tasks._margin import margin_from_threshold, margin_of_best
 from foveate.tasks._temperature import fit_temperature, pool_temperatures
 from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
@@ -272,6 +273,18 @@ class ClassTask(AbstractTask):
         if threshold is not None and len(self.classes) == 2:
             return self.classes[int(values[1] >= threshold)]
         return self.classes[max(range(len(self.classes)), key=lambda i: values[i])]
+
+    def margin(self, values: Sequence[float], point: Point) -> float | None:
+        """Compute how far the probability is from the threshold, or above that of the next class.
+
+        Args:
+            values: probabilities of the classes.
+            point: results of `calibrate`.
+        """
+        threshold = point.get("threshold")
+        if threshold is not None and len(self.classes) == 2:
+            return margin_from_threshold(values[1], float(threshold))
+        return margin_of_best(values[: len(self.classes)])
 
     @property
     def outputs(self) -> tuple[str, ...]:
