@@ -19,10 +19,21 @@ from foveate._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from foveate.api.classifier import Classifier, NotFitted
-    from foveate.api.commands import check, compare, demo, doctor, init, list_methods, train
+    from foveate.api.commands import (
+        audit,
+        check,
+        compare,
+        demo,
+        doctor,
+        init,
+        list_methods,
+        report,
+        train,
+    )
     from foveate.api.explanation import Explanation
     from foveate.checks.options import CheckOptions
     from foveate.errors import FoveateError
+    from foveate.evaluation.options import AuditOptions
     from foveate.messages.display import ProgressUpdate
     from foveate.parts import add_plugin_folder
     from foveate.prediction.options import EvaluateOptions, PredictOptions
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from foveate.workflows.predict import evaluate, predict
 
 _WHERE = {
+    "AuditOptions": "foveate.evaluation.options",
     "CheckOptions": "foveate.checks.options",
     "Classifier": "foveate.api.classifier",
     "EvaluateOptions": "foveate.prediction.options",
@@ -44,6 +56,7 @@ _WHERE = {
     "ProgressUpdate": "foveate.messages.display",
     "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
+    "audit": "foveate.api.commands",
     "check": "foveate.api.commands",
     "compare": "foveate.api.commands",
     "demo": "foveate.api.commands",
@@ -56,11 +69,13 @@ _WHERE = {
     "open_image": "foveate.readers",
     "predict": "foveate.workflows.predict",
     "predict_one": "foveate.prediction.predict",
+    "report": "foveate.api.commands",
     "train": "foveate.api.commands",
 }
 _RENAMED = {"load_model": "find_models"}
 
 __all__ = [
+    "AuditOptions",
     "CheckOptions",
     "Classifier",
     "EvaluateOptions",
@@ -71,6 +86,7 @@ __all__ = [
     "ProgressUpdate",
     "RunOptions",
     "add_plugin_folder",
+    "audit",
     "check",
     "compare",
     "demo",
@@ -83,6 +99,7 @@ __all__ = [
     "open_image",
     "predict",
     "predict_one",
+    "report",
     "train",
 ]
 

@@ -105,6 +105,10 @@ class TrainingError(FoveateError, RuntimeError):
     """Training cannot go on: no usable image is left, or the loss is no longer finite."""
 
 
+class TooManyFailed(FoveateError, RuntimeError):
+    """More images could not be used than the user allows; the results of the others are there."""
+
+
 class DiskFull(FoveateError, OSError):
     """A file could not be written because the disk, or the user's quota, is full."""
 

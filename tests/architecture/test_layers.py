@@ -78,9 +78,9 @@ SIBLINGS = {
     ("prediction", "exports"): "a prediction writes pictures of its answers",
     ("evaluation", "runs"): "the models whose answers are scored",
     ("evaluation", "prediction"): "the audit predicts images with shuffled layouts",
-    ("report", "runs"): "a report reads the folder of a run",
+    ("reports", "runs"): "a report reads the folder of a run",
     ("checks", "runs"): "the options of a table, and the plan that a training would have",
-    ("checks", "report"): "the style of its page",
+    ("checks", "reports"): "the style of its page",
     ("cli", "api"): "every command is one function",
 }
 """Packages of one row that import each other, importer first, and why; all others do not."""

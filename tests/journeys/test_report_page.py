@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.report import write_report
+from foveate.reports import write_report
 from unit.test_report import handmade_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

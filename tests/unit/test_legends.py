@@ -12,9 +12,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from foveate.report.figures import _STYLE, plot_training
-from foveate.report.run_files import read_run
-from foveate.report.sections import answers_by_frozen_start
+from foveate.reports.figures import _STYLE, plot_training
+from foveate.reports.run_files import read_run
+from foveate.reports.sections import answers_by_frozen_start
 from foveate.runs.folder import write_json
 from foveate.tasks.classes.curves import LabelledAnswers
 from foveate.tasks.classes.figures import (

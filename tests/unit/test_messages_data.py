@@ -26,7 +26,7 @@ from foveate.loading.gather import gather_cases
 from foveate.loading.loader import CaseLoader
 from foveate.loading.scan import ViewOptions, choose_view
 from foveate.readers import open_image
-from foveate.report.run_files import read_run
+from foveate.reports.run_files import read_run
 from foveate.runs.card import ModelCard
 from foveate.runs.checkpoint import build_model, load_model, read_tensors, save_model
 from foveate.runs.folder import check_out, model_folders

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate import report
+from foveate import reports
 from foveate.errors import CheckpointError
 from foveate.evaluation.scores import evaluate_rows
 from foveate.presentation import write_duration, write_memory, write_percent, write_pixels
-from foveate.report import write_progress, write_report
+from foveate.reports import write_progress, write_report
 from foveate.tasks import restore_task
 from foveate.tasks.classes.curves import (
     average_precision_recall,
@@ -257,7 +257,7 @@ def test_page_is_self_contained_and_runs_only_its_own_script(tmp_path):
         if tag == "img":
             assert len(attrs["alt"]) > 10
     text = (run / "report.html").read_text(encoding="utf-8")
-    template = Path(report.__file__).with_name("answers.html.j2").read_text(encoding="utf-8")
+    template = Path(reports.__file__).with_name("answers.html.j2").read_text(encoding="utf-8")
     scripts = [re.findall(r"<script.*?</script>", html, re.DOTALL) for html in (text, template)]
     assert len(scripts[0]) == 1
     assert scripts[0] == scripts[1], "the script holds nothing of the run"
@@ -473,7 +473,7 @@ def texts(figure):
 
 
 def read_folds(run):
-    from foveate.report.run_files import read_run
+    from foveate.reports.run_files import read_run
 
     return read_run(run)
 
@@ -481,7 +481,7 @@ def read_folds(run):
 def test_curves_of_folds_have_names_and_different_styles(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report.figures import plot_training
+    from foveate.reports.figures import plot_training
 
     run = read_folds(handmade_run(tmp_path / "run", folds=3, n=60))
     answers = collect_answers(run.predictions, run.task.classes)
@@ -507,7 +507,7 @@ def test_curves_of_folds_have_names_and_different_styles(tmp_path):
 def test_missing_or_constant_validation_scores_add_no_empty_axis(tmp_path):
     from matplotlib.figure import Figure
 
-    from foveate.report.progress import fit_scores, plot_score
+    from foveate.reports.progress import fit_scores, plot_score
 
     epochs = [{"epoch": str(k), "train_loss": "0.5"} for k in (1, 2, 3)]
     for values, expected in (

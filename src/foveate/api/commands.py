@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from foveate.checks.options import CheckOptions
+    from foveate.evaluation.options import AuditOptions
     from foveate.workflows.check import CheckResult
     from foveate.workflows.compare import Comparison
     from foveate.workflows.demo import DemoResult
@@ -67,8 +68,8 @@ def train(
         >>> foveate.train("labels.csv", "runs/second", options, patches=32)
         Run runs/second: … images of … patients that training never saw: …
     """
-    from foveate.report import write_progress, write_report
-    from foveate.workflows.train import run_experiment
+    from foveate.reports import write_progress, write_report
+    from foveate.workflows.train import check_set_aside, run_experiment
 
     out = Path(out)
     nested = nest_options(asdict(options or RunOptions()) | more)
@@ -77,6 +78,7 @@ def train(
     settings = build_config(merge_config(config, nested))
     result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
     write_report(out)
+    check_set_aside(settings, out, result.n_set_aside, result.n_images)
     return result
 
 
@@ -194,6 +196,69 @@ def compare(
         name: build_config(merge_config(config, nested | {"method": name})) for name in methods
     }
     return compare_methods(configs, out, display)
+
+
+def report(runs: Path | str | Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the page of a run again, or one page over several runs of one table.
+
+    No folder of a run is changed but for the page and the figures of a single run.
+
+    Args:
+        runs: folder of a run, or folders of several: methods, seeds or folds on the same labels.
+        out: the page over several runs, such as ``study.html``; it holds all figures, and links to
+            the heatmaps in the folders of the runs.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        OptionError: `out` is missing for several runs, is given for one, or is no name of a page.
+        CheckpointError: a folder holds no finished run, or the runs do not belong together.
+
+    Example:
+        >>> foveate.report("runs/first").name
+        'report.html'
+    """
+    from foveate.workflows.study import write_reports
+
+    listed = [runs] if isinstance(runs, str | Path) else list(runs)
+    return write_reports([Path(run) for run in listed], None if out is None else Path(out))
+
+
+def audit(
+    run: Path | str,
+    options: AuditOptions | None = None,
+    *,
+    on_progress: OnUpdate | Display | None = None,
+) -> dict[str, Any]:
+    """Audit the heatmaps of a run: are they faithful, do they localise, are they stable?
+
+    Boxes of test images are deleted and inserted by weight, and the change of the answer is
+    compared with that in a random order; evidence is compared with masks, where there are some, and
+    between the models of the folds. The result is written to ``audit.json`` in the folder of the
+    run, and is a section of its page.
+
+    Args:
+        run: folder of a finished run.
+        options: how many images are audited, and where masks are.
+        on_progress: called with the progress of the work.
+
+    Returns:
+        The content of ``audit.json``.
+
+    Raises:
+        CheckpointError: the folder holds no finished run.
+        TableError: a mask is missing or does not fit its image.
+        FoveateError: another error that the caller can correct.
+
+    Example:
+        >>> foveate.audit("runs/first", foveate.AuditOptions(images=2))["n_images"]
+        2
+    """
+    from foveate.evaluation.options import AuditOptions
+    from foveate.workflows.audit import run_audit
+
+    return run_audit(Path(run), options or AuditOptions(), as_display(on_progress))
 
 
 def demo(

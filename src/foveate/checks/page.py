@@ -12,7 +12,7 @@ from foveate.checks.cost import Cost
 from foveate.checks.joins import JoinedTable
 from foveate.checks.records import CheckFinding, ImageRecord
 from foveate.files.atomic import write_text
-from foveate.report.template import MAX_LISTED, fill_template
+from foveate.reports.template import MAX_LISTED, fill_template
 
 _MAX_THUMBNAILS, _MAX_ROWS = 300, 2000
 

@@ -151,8 +151,10 @@ for command in (
     commands.check,
     commands.train,
     commands.compare,
+    commands.report,
     commands.predict,
     commands.evaluate,
+    commands.audit,
     commands.methods,
     commands.doctor,
 ):

@@ -1,4 +1,4 @@
-"""The commands check, init, train, compare, predict, evaluate, methods and doctor."""
+"""The commands check, init, train, compare, report, predict, evaluate, audit and others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from foveate.cli.flags import option_flags, plugins_flag
 from foveate.cli.results import print_findings, print_next, print_set_aside
 from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned
 from foveate.errors import OptionError
+from foveate.evaluation.options import AuditOptions
 from foveate.files.run_layout import ComparisonLayout, PredictionLayout, RunLayout
 from foveate.prediction.options import EvaluateOptions, PredictOptions
 from foveate.runs.options import RunOptions
@@ -156,7 +157,7 @@ def compare(
     import foveate
     from foveate.api.settings import merge_config, nest_options
     from foveate.cli.terminal import Terminal
-    from foveate.report.comparison import describe_comparison
+    from foveate.reports.comparison import describe_comparison
 
     chosen = nest_options({name: value for name, value in flags.items() if value is not False})
     nested = merge_config(merge_config(config, chosen), ctx.obj) or None
@@ -175,6 +176,36 @@ def compare(
     click.echo(describe_comparison(result.content, result.task))
     click.echo(f"\nreport:   {ComparisonLayout(out).page}")
     return PARTIAL if result.n_set_aside else OK
+
+
+_REPORT_HELP = """Write the page of a RUN again, or one page over several RUNs of one table.
+
+The RUNs may differ in method, seed, folds and options, but not in task and labels. The page shows
+the question, data and exclusions, all scores with intervals, differences in pairs where the test
+images are the same, every answer, and the commands that make each RUN again.
+
+\b
+  foveate report runs/first
+  foveate report runs/glimpse runs/abmil runs/abmil-seed1 --out study.html
+"""
+
+
+@click.command(
+    help=_REPORT_HELP,
+    short_help="Write the page of a RUN again, or one page over several RUNs.",
+)
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page over several RUNs, such as study.html; the page of one RUN is in its folder.",
+)
+@plugins_flag
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write the page of a run again, or one page over several runs."""
+    import foveate
+
+    click.echo(f"report:   {foveate.report(runs, out)}")
 
 
 @click.command(short_help="Predict IMAGES (files, folders or a table) with the trained RUN.")
@@ -204,7 +235,8 @@ def predict(run: Path, images: tuple[Path, ...], out: Path, **options: Any) -> i
     for row in summary.rows:
         values = [float(row[column]) for column in summary.task.columns]
         numbers = summary.task.explain(values, {"threshold": row["threshold"] or None})
-        doubt = f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
+        doubt = f"  ABSTAIN: {row['abstain']}" if row.get("abstain") else ""
+        doubt += f"  UNLIKE the images of training: {row['unlike']}" if row["unlike"] else ""
         click.echo(f"{row['image_id']}: {row['predicted']}  ({numbers}){doubt}")
     files = PredictionLayout(out)
     click.echo(f"\nwritten: {files.predictions}, {files.page}, pictures in {files.heatmaps_folder}")
@@ -239,6 +271,28 @@ def evaluate(run: Path, table: Path, out: Path, **options: Any) -> int:
     files = PredictionLayout(out)
     click.echo(f"\nwritten: {files.metrics}, {files.predictions}, {files.page}")
     return print_set_aside(len(evaluation.failed), out)
+
+
+@click.command(short_help="Audit the heatmaps of a RUN: are they faithful, and do they localise?")
+@click.argument("run", type=click.Path(path_type=Path))
+@option_flags(AuditOptions)
+@plugins_flag
+def audit(run: Path, **options: Any) -> None:
+    """Audit the heatmaps of a RUN: are they faithful, do they localise, are they stable?
+
+    Boxes of test images are covered with the background colour, the heaviest first, and the change
+    of the answer is compared with that of the same boxes in a random order. Evidence is compared
+    with masks of what decides the label (column `mask` of the table, or --masks), and between the
+    models of the folds. The results are in audit.json of the RUN, and in its report.
+    """
+    import foveate
+    from foveate.cli.terminal import Terminal
+
+    with Terminal() as terminal:
+        content = foveate.audit(run, AuditOptions(**options), on_progress=terminal)
+    click.echo("\n".join(content["words"]))
+    layout = RunLayout(run)
+    click.echo(f"\nwritten:  {layout.audit}\nreport:   {layout.report}")
 
 
 @click.command()

@@ -25,6 +25,7 @@ class Contestant:
         cost: content of its ``cost.json``; empty for a frozen start, whose cost is part of another.
         run: folder of its run, relative to that of the comparison where it lies in it.
         is_frozen: whether these are the answers of the frozen start of a run.
+        split: the division of the patients that its models were trained with.
     """
 
     name: str
@@ -33,13 +34,15 @@ class Contestant:
     cost: Mapping[str, Any]
     run: str
     is_frozen: bool = False
+    split: str = ""
 
 
 def compare_contestants(contestants: Sequence[Contestant], task: AbstractTask) -> dict[str, Any]:
     """Compare the answers of several runs to the same images, each with each.
 
-    The p values of the main score are adjusted for the number of pairs by Holm's method. Two
-    contestants with the same answers are no test.
+    A pair is compared if both were trained with one split, or answer the same images. The p values
+    of the main score are adjusted for the number of pairs by Holm's method. Two contestants with
+    the same answers are no test.
 
     Args:
         contestants: at least two, the first of which the others are compared with in tables.
@@ -52,6 +55,8 @@ def compare_contestants(contestants: Sequence[Contestant], task: AbstractTask) -
     main = task.tabled[0]
     pairs = []
     for (i, a), (j, b) in itertools.combinations(enumerate(contestants), 2):
+        if not _is_paired(a, b):
+            continue
         for score, difference in compare_rows(a.rows, b.rows, task).items():
             pairs.append({"first": i, "second": j, "score": score, **difference})
     tests = [p for p in pairs if p["score"] == main and not _is_identical(p)]
@@ -69,6 +74,12 @@ def compare_contestants(contestants: Sequence[Contestant], task: AbstractTask) -
             for pair in pairs
         ],
     }
+
+
+def _is_paired(a: Contestant, b: Contestant) -> bool:
+    """Return whether two contestants can be compared image by image."""
+    images, others = ({row["image_id"] for row in c.rows} for c in (a, b))
+    return a.split == b.split or images == others
 
 
 def _is_identical(pair: Mapping[str, Any]) -> bool:

@@ -127,12 +127,14 @@ class FoldLayout(PredictionLayout):
     Attributes:
         epochs: a row of figures per epoch.
         curves: these figures, drawn.
+        events: these figures for TensorBoard, where it is installed.
         failed: images of the test part that could not be predicted.
         features: stored features of a training that has no run.
     """
 
     epochs = _Entry("metrics.csv")
     curves = _Entry("progress.png")
+    events = _Entry("events.out.tfevents.foveate")
     failed = _Entry("failed.json")
     features = _Entry("features")
     model_folder = _Entry("model")
@@ -181,6 +183,7 @@ class RunLayout(AbstractLayout):
         frozen_predictions: those of the frozen starts.
         metrics, cost: scores and costs.
         localisation, baseline: further results of the demo.
+        audit: result of ``audit``.
         report: the page.
         features: stored features, while the run goes on.
     """
@@ -200,6 +203,7 @@ class RunLayout(AbstractLayout):
     cost = _Entry("cost.json")
     localisation = _Entry("localisation.json")
     baseline = _Entry("baseline.json")
+    audit = _Entry("audit.json")
     report = _Entry("report.html")
     heatmaps_folder = _Entry("heatmaps")
     figures = _Entry("figures")

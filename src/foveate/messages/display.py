@@ -160,6 +160,37 @@ class DisplayHandler(logging.Handler):
         self._display.say(f"{_WARNING}{record.getMessage()}")
 
 
+class LoggedDisplay:
+    """A display whose lines go to the log as well, with the begin and the end of each bar.
+
+    Args:
+        display: display that shows the lines and bars.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display, self._title = display, ""
+
+    def say(self, text: str) -> None:
+        """Show a line, and log it."""
+        if text.startswith(_WARNING) or not isinstance(self._display, CallingDisplay):
+            log.info("%s", text)  # the other lines of such a display are logged by it
+        self._display.say(text)
+
+    def bar(self, title: str, done: float, total: int, note: str = "") -> None:
+        """Show a progress bar; log its first and its last state.
+
+        Args:
+            title: name of this part of the work.
+            done: steps that are done; may be a fraction.
+            total: number of steps.
+            note: text beside the bar.
+        """
+        if title != self._title or done >= total:
+            log.info("%s: %g of %d %s", title, done, total, note)
+            self._title = title
+        self._display.bar(title, done, total, note)
+
+
 class SetAsideMessages:
     """Shows why images are set aside: a few images of each reason by name, and counts at the end.
 

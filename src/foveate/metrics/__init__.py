@@ -13,6 +13,7 @@ from foveate.metrics.comparison import (
     pick_front,
     subtract_all,
 )
+from foveate.metrics.means import measure_mean
 from foveate.metrics.multilabel import average_auroc, score_label, score_labels
 from foveate.metrics.ordered import score_concordance, score_grades
 from foveate.metrics.scores import MeasuredScore, score_all
@@ -41,6 +42,7 @@ __all__ = [
     "kaplan_meier",
     "log_rank_p",
     "measure_benefits",
+    "measure_mean",
     "pick_front",
     "proportion_interval",
     "score_all",

@@ -14,6 +14,7 @@ from typing import Annotated
 from foveate import defaults
 from foveate.parts.fields import option
 from foveate.parts.options import NameOf, Within
+from foveate.runs.max_failed import count_allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class PredictOptions:
         part: part of the images to predict, such as ``2/5``; ``array`` takes the part from a job
             array. The same call without it collects the parts.
         device: device that computes; ``auto`` takes a GPU when there is one.
+        max_failed: largest number of images (``5``), or share of them (``0.1``, ``10%``), that may
+            fail; with more, the command ends with exit code 1 after all results are written.
 
     Example:
         >>> foveate.PredictOptions(heatmaps=10, export=("png",)).export
@@ -46,6 +49,11 @@ class PredictOptions:
     ray: str | None = None
     part: str | None = None
     device: defaults.Device = defaults.DEVICE
+    max_failed: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_failed is not None:
+            count_allowed(self.max_failed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ class Summary:
 
         frame = pd.DataFrame(self.rows)
         texts = ("image_id", "patient_id", "path", "label", "predicted", "spacing", "unlike")
-        for name in frame.columns.difference([*texts, "in_training"]):
+        for name in frame.columns.difference([*texts, "abstain", "in_training"]):
             frame[name] = pd.to_numeric(frame[name])
         return frame
 

@@ -138,8 +138,20 @@ def list_files(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
         entry: entry of the answer in the index of pictures.
     """
     pictures = [entry.get(name) for name in names("exports")]
-    evidence = f"{safe_name(entry['image_id'])}.npz"
-    return [folder / name for name in (evidence, *pictures) if name]
+    return [
+        evidence_file(folder, entry["image_id"]),
+        *(folder / name for name in pictures if name),
+    ]
+
+
+def evidence_file(folder: Path, image_id: str) -> Path:
+    """Return the file of the evidence of an image.
+
+    Args:
+        folder: folder of the pictures.
+        image_id: id of the image.
+    """
+    return folder / f"{safe_name(image_id)}.npz"
 
 
 def forget_files(folder: Path, case: Case) -> None:

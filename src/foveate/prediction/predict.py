@@ -202,12 +202,12 @@ class OpenCase:
     with_pictures: bool = False
 
 
-def _predict_with_all(
+def predict_open(
     models: Ensemble,
     opened: OpenCase,
     on_progress: OnProgress | None = None,
 ) -> Answer:
-    """Predict one open image with all models, average their answers, and draw the evidence.
+    """Predict an open image with all models, average their answers, and draw the evidence.
 
     Args:
         models: models that answer.
@@ -219,6 +219,13 @@ def _predict_with_all(
         FoveateError: pixels cannot be read, memory does not suffice, or an answer is not a finite
             number.
     """
+    return _predict_with_all(models, opened, on_progress)
+
+
+def _predict_with_all(
+    models: Ensemble, opened: OpenCase, on_progress: OnProgress | None = None
+) -> Answer:
+    """Predict an open image with all models, average their answers, and draw the evidence."""
     begun, answers, n = time.perf_counter(), [], len(models)
     draws = contextlib.nullcontext() if opened.shuffle_layout else _seeded_draws(opened.device)
     with converting(opened.case.path, explain_shortage):

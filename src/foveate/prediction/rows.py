@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.prediction.answer import Answer
+from foveate.prediction.doubts import explain_abstention, measure_uncertainty
 from foveate.runs.models import Ensemble
 
 
@@ -22,7 +23,7 @@ def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool
     if len(models) > 1:
         columns += models.task.deviation_columns
     columns += [key for key in (rows or [{}])[0] if key.startswith("logit_sd_")]
-    columns += ["unlike", *(["in_training"] if seen else [])]
+    columns += ["uncertainty", "abstain", "unlike", *(["in_training"] if seen else [])]
     return [*columns, "seconds", "decoded_px", "level0_px", "decoded_fraction"]
 
 
@@ -34,7 +35,7 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
         models: the models that answered.
     """
     task, point, case = models.task, models.point, answer.case
-    threshold = point.get("threshold")
+    threshold, uncertainty = point.get("threshold"), measure_uncertainty(answer, models)
     row: dict[str, Any] = {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
@@ -44,6 +45,8 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
         "threshold": "" if threshold is None else f"{threshold:.6g}",
         "spacing": f"{answer.spacing_um[-1]:.4g} {answer.unit}",
         "models": len(models),
+        "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
+        "abstain": explain_abstention(answer, models),
         "unlike": answer.unlike,
         "seconds": f"{answer.seconds:.3f}",
         "decoded_px": answer.decoded_px,

@@ -16,6 +16,7 @@ from foveate.parts import find, names
 from foveate.parts.options import options, parse_options
 from foveate.readers import check_options
 from foveate.runs.card import ModelCard
+from foveate.runs.max_failed import count_allowed
 from foveate.runs.schedule import TrainOptions
 from foveate.wording import did_you_mean
 from foveate.yamltext import read_config, write_yaml
@@ -107,6 +108,7 @@ class RunConfig:
         permute_labels: whether labels are shuffled over patients; scores must then be at chance.
         refit: whether one model is trained on all images after the folds are scored, which then
             answers alone.
+        max_failed: number of images, or share of them, that may be set aside; None for no limit.
     """
 
     table: TableOptions
@@ -124,6 +126,11 @@ class RunConfig:
     export: tuple[str, ...] = defaults.EXPORT
     permute_labels: bool = False
     refit: bool = False
+    max_failed: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_failed is not None:
+            count_allowed(self.max_failed, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the config as plain values for YAML and JSON."""
@@ -139,7 +146,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "split": SplitOptions,
     "train": TrainOptions,
 }
-_PLAIN = ("heatmaps", "export", "permute_labels", "refit")
+_PLAIN = ("heatmaps", "export", "permute_labels", "refit", "max_failed")
 _PACKAGES = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 

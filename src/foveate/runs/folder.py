@@ -26,12 +26,14 @@ from foveate.files.run_layout import (
     RunLayout,
     is_fold_name,
 )
-from foveate.messages.display import Display, DisplayHandler
+from foveate.messages.display import Display, DisplayHandler, LoggedDisplay
 from foveate.messages.warn import reset_warnings
 from foveate.yamltext import read_yaml
 
 _LATER = ("refit",)
 """Options that change no earlier result, so that they may be turned on later."""
+_FREE = ("max_failed",)
+"""Options that change no result, so that they may differ each time."""
 
 _LIBRARIES = (
     "torch",
@@ -50,7 +52,8 @@ def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
 
     A run that stopped before its plan was settled has no results to lose: new options replace its
     old ones, so that a command can be corrected and repeated. Options that only add a step
-    (``refit``) may be turned on later. Half-written files of killed runs are removed.
+    (``refit``) may be turned on later, and those that change no result (``max_failed``) may change.
+    Half-written files of killed runs are removed.
 
     Args:
         folder: the folder.
@@ -64,7 +67,7 @@ def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
     path = layout.config
     if path.is_file():
         stored = read_yaml(path)
-        added = [key for key in _LATER if not stored.get(key)]
+        added = [*_FREE, *(key for key in _LATER if not stored.get(key))]
         difference = _find_difference(stored | {key: config.get(key) for key in added}, config)
         if difference is not None and layout.plan.is_file():
             raise CheckpointError(
@@ -73,7 +76,7 @@ def claim_folder(folder: Path, config: Mapping[str, Any], text: str) -> None:
             )
         remove_partial_files(folder)
         if difference is None and layout.environment.is_file():
-            if any(config.get(key) for key in added):
+            if any((config.get(key) or None) != (stored.get(key) or None) for key in added):
                 write_text(path, text)
             return
     elif folder.is_dir() and any(_is_foreign(entry) for entry in folder.iterdir()):
@@ -262,17 +265,22 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def log_into(folder: Path, display: Display) -> Iterator[None]:
+def log_into(folder: Path, display: Display) -> Iterator[Display]:
     """Write foveate's log to ``log.txt`` of a folder, and its warnings to a display as well.
 
     Args:
         folder: folder of the log.
         display: display that shows warnings.
+
+    Yields:
+        A display that shows the same, and whose lines are written to the log.
     """
     handlers = [log_to(folder), DisplayHandler(display)]
-    logging.getLogger("foveate").addHandler(handlers[1])
+    logger = logging.getLogger("foveate")
+    logger.addHandler(handlers[1])
+    logger.info("foveate %s: %s", __version__, " ".join(sys.argv))
     try:
-        yield
+        yield LoggedDisplay(display)
     finally:
         for handler in handlers:
             logging.getLogger("foveate").removeHandler(handler)

@@ -58,6 +58,9 @@ class RunOptions(TableOptions):
             ``predict`` and ``evaluate``.
         permute_labels: shuffle the labels over patients, as a self-test; the scores must then be at
             chance.
+        max_failed: largest number of images (``5``), or share of them (``0.1``, ``10%``), that may
+            be set aside; with more, the command ends with exit code 1, before training where that
+            is known by then.
 
     Example:
         >>> foveate.RunOptions(method="abmil", folds=5).folds
@@ -76,3 +79,4 @@ class RunOptions(TableOptions):
     export: Annotated[Sequence[str], NameOf("exports")] | None = option(None, shown=defaults.EXPORT)
     refit: bool | None = None
     permute_labels: bool | None = None
+    max_failed: str | None = None

@@ -237,7 +237,16 @@ class CaseBuilder:
             label=(row.cells[columns.label] or None) if columns.label else None,
             spacing_um=self._spacing_um(row, path, spacings),
             site=(row.cells[columns.site] or None) if columns.site else None,
+            mask=self._mask(row),
         )
+
+    def _mask(self, row: Row) -> Path | None:
+        """Return the file of the mask that a row names, relative to the images or the table."""
+        value = row.cells[self.columns.mask] if self.columns.mask else ""
+        if not value:
+            return None
+        beside = self.finder.base / value
+        return beside if beside.is_file() else self.sheet.path.parent / value
 
     def _image_id(self, row: Row, path: Path | None) -> str:
         name = row.cells[self.columns.image_id] if self.columns.image_id else ""

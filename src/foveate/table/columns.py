@@ -45,8 +45,10 @@ SPACING = (
     *("mpp", "spacing", "spacing_um", "spacing_at_level_0"),
     *("um_per_px", "microns_per_pixel", "pixel_size_um"),
 )
+_MASK = ("mask", "mask_path")
 _NO_LABEL = (
-    *("mask", "mask_path", "site", "center", "centre", "split", "fold", "note", "notes", "comment"),
+    *_MASK,
+    *("site", "center", "centre", "split", "fold", "note", "notes", "comment"),
     *("width", "height", "stain", "scanner", "source", "age", "sex", "gender", "series", "time"),
     *("embeddings", "objective", "magnification", "status", "dataset", "cohort", "project_id"),
     *("index", "id", "shape", "dtype", "full_width", "full_height", "full_mpp"),
@@ -83,6 +85,7 @@ class Columns:
         parts: the columns that hold the label together, and are joined to `label`; none where
             `label` is a column of the table.
         site: column of the sites, where splits hold sites out.
+        mask: column of files of masks, or None.
     """
 
     path: str
@@ -93,6 +96,7 @@ class Columns:
     notes: tuple[str, ...]
     parts: tuple[str, ...] = ()
     site: str | None = None
+    mask: str | None = None
 
     def by_role(self) -> dict[str, str]:
         """Return the columns by their role, without those that do not exist."""
@@ -161,7 +165,8 @@ def recognise(
         if not parts:
             label, label_notes = _label_column(sheet, taken, need=need_label)
     label = name_joined(parts) if parts else label
-    columns = Columns(path, image_id, patient, label, spacing, (), parts, site)
+    mask = first_filled(sheet, _MASK, {names.path, names.label, names.patient})
+    columns = Columns(path, image_id, patient, label, spacing, (), parts, site, mask)
     roles = ", ".join(f"{role} = '{column}'" for role, column in columns.by_role().items())
     used = {path, image_id, patient, label, site, *spacing, *parts}
     notes = (

@@ -21,6 +21,7 @@ class Case:
         label: the label as written in the table, numbers with decimal points, or None.
         spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
         site: name of the place that the image comes from, where splits hold sites out; or None.
+        mask: file of a mask of what decides the label, for audits, or None; it may not exist.
     """
 
     image_id: str
@@ -29,6 +30,7 @@ class Case:
     label: str | None = None
     spacing_um: tuple[float, ...] | None = None
     site: str | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

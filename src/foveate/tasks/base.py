@@ -54,12 +54,15 @@ class AbstractTask(AbstractLabels, AbstractReport):
             several models.
         link: how logits became the probabilities of answers, where the temperature of stored
             answers can be undone: ``softmax`` or ``sigmoid``; None where not.
+        large_deviation: standard deviation of the first of these numbers over several models from
+            which these disagree, for answers that are numbers; None where it is not known.
     """
 
     link: ClassVar[str | None] = None
     heads: tuple[Head, ...]
     columns: tuple[str, ...]
     deviation_columns: tuple[str, ...]
+    large_deviation: float | None = None
 
     # -- training -------------------------------------------------------------------------------
 
@@ -188,6 +191,18 @@ class AbstractTask(AbstractLabels, AbstractReport):
             values: numbers of an answer.
             point: temperature and threshold of the model.
         """
+
+    def margin(self, values: Sequence[float], point: Point) -> float | None:
+        """Compute how far an answer is from another one: 0 at the border, 1 where it is certain.
+
+        Return None for an answer that is a number, which has no border.
+
+        Args:
+            values: numbers of the answer, in the order of `columns`.
+            point: results of `calibrate`.
+        """
+        del values, point
+        return None
 
     @property
     def outputs(self) -> tuple[str, ...]:

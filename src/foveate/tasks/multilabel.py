@@ -16,16 +16,9 @@ from foveate.metrics import Difference, Score, average_auroc, subtract_all, thre
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.presentation import Chart, ShadedTable, Verdict
+from foveate.tasks._margin import margin_from_threshold
 from foveate.tasks._temperature import fit_temperature, pool_temperatures
-from foveate.tasks.base import (
-    NO_OPTIONS,
-    AbstractTask,
-    Cells,
-    JoinedLabels,
-    Point,
-    Rows,
-    Stored,
-)
+from foveate.tasks.base import NO_OPTIONS, AbstractTask, Cells, JoinedLabels, Point, Rows, Stored
 from foveate.tasks.classes.words import describe_temperatures, read_values, warn_of_chance
 from foveate.tasks.several import labels as texts
 from foveate.tasks.several.figures import build_charts
@@ -307,6 +300,11 @@ class MultilabelTask(AbstractTask):
             for name, value in zip(self.classes, values, strict=True)
         ]
         return texts.write_present(self.classes, present, self.none)
+
+    def margin(self, values: Sequence[float], point: Point) -> float | None:
+        """Compute how far the nearest probability of a label is from the label's threshold."""
+        limits = [float(point.get(f"threshold_{name}") or 0.5) for name in self.classes]
+        return min(map(margin_from_threshold, values, limits))
 
     def record(self, values: Sequence[float]) -> dict[str, Any]:
         """Return the probabilities by label."""

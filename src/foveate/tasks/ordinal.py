@@ -15,6 +15,7 @@ from foveate.nn.continuation import continuation_losses, continuation_shares
 from foveate.nn.heads import Head, Pooling
 from foveate.parts.options import Within
 from foveate.presentation import Chart, ScoreWords, ShadedTable, read_number
+from foveate.tasks._margin import HALF, margin_of_median
 from foveate.tasks.base import NO_OPTIONS, Point, Rows, Stored
 from foveate.tasks.classes import ClassTask
 from foveate.tasks.classes.curves import collect_answers
@@ -26,8 +27,6 @@ from foveate.tasks.classes.words import SCORE_WORDS, tabulate_confusion, warn_of
 from foveate.wording import did_you_mean, several
 
 _MAX_GRADES = 20
-_HALF = 0.5 - 1e-9
-"""Share of the probability that the predicted grade and those below it hold at least."""
 
 
 class OrdinalTask(ClassTask):
@@ -252,9 +251,18 @@ class OrdinalTask(ClassTask):
         total = 0.0
         for grade, share in zip(self.classes, values, strict=False):
             total += share
-            if total >= _HALF:
+            if total >= HALF:
                 return grade
         return self.classes[-1]
+
+    def margin(self, values: Sequence[float], point: Point) -> float | None:
+        """Compute how far the median grade is from its neighbours.
+
+        Args:
+            values: probabilities of the grades, and the expected rank.
+            point: results of `calibrate`.
+        """
+        return margin_of_median(values[: len(self.classes)])
 
     def record(self, values: Sequence[float]) -> dict[str, Any]:
         """Return the probabilities by grade."""

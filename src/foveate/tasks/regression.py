@@ -106,6 +106,7 @@ class RegressionTask(AbstractTask):
         if not numbers or spread <= 0:
             raise OptionError(f"scale: got mean {mean!r} and spread {spread!r}, expected numbers")
         self.mean, self.spread = float(mean), float(spread)
+        self.large_deviation = self.spread / 2
         self.heads = (Head("value", 1, False, patches),)
 
     # -- labels ---------------------------------------------------------------------------------

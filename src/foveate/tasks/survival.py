@@ -63,6 +63,7 @@ class SurvivalTask(AbstractSurvival):
     """
 
     preference = 3
+    large_deviation = 0.15
 
     def __init__(
         self,

@@ -12,15 +12,16 @@ from foveate.errors import CheckpointError, OptionError
 from foveate.evaluation.comparison import Contestant, compare_contestants
 from foveate.files.atomic import write_json
 from foveate.files.lock import lock_folder
-from foveate.files.run_layout import ComparisonLayout, RunLayout
+from foveate.files.run_layout import ComparisonLayout, ModelLayout, RunLayout
 from foveate.messages.display import Display
-from foveate.report import write_comparison, write_progress, write_report
-from foveate.report.comparison import describe_comparison
+from foveate.reports import write_comparison, write_progress, write_report
+from foveate.reports.comparison import describe_comparison
+from foveate.runs.card import read_card
 from foveate.runs.config import RunConfig
-from foveate.runs.folder import check_folder, read_json, read_rows, write_rows
-from foveate.runs.models import find_models
+from foveate.runs.folder import check_folder, model_folders, read_json, read_rows, write_rows
+from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
-from foveate.workflows.train import run_experiment
+from foveate.workflows.train import check_set_aside, run_experiment
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +66,7 @@ def compare_methods(configs: Mapping[str, RunConfig], folder: Path, display: Dis
                 config, layout.run(name).folder, display, after_epoch=write_progress
             )
             write_report(result.folder)
+            check_set_aside(config, result.folder, result.n_set_aside, result.n_images)
             n_set_aside = max(n_set_aside, result.n_set_aside)
         runs = {name: layout.run(name).folder for name in configs}
         return _compare(runs, folder, n_set_aside)
@@ -83,11 +85,20 @@ def compare_runs(runs: Sequence[Path], folder: Path) -> Comparison:
     if len(runs) < 2:
         raise OptionError("expected two or more runs to compare")
     _check_out(folder)
+    with lock_folder(folder):
+        return _compare(name_runs(runs), folder, 0)
+
+
+def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """Return folders of runs by the names of the folders, or by paths where two names are equal.
+
+    Args:
+        runs: folders of runs.
+    """
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
-    with lock_folder(folder):
-        return _compare(dict(zip(names, runs, strict=True)), folder, 0)
+    return dict(zip(names, runs, strict=True))
 
 
 def _check_out(folder: Path) -> None:
@@ -99,8 +110,10 @@ def _check_out(folder: Path) -> None:
 def _compare(runs: Mapping[str, Path], folder: Path, n_set_aside: int) -> Comparison:
     """Compare finished runs, and write the results."""
     task = _check_alike(runs)
-    contestants = [entry for name, run in runs.items() for entry in _read(name, run, folder)]
-    _check_labels(contestants)
+    contestants = [
+        entry for name, run in runs.items() for entry in read_contestants(name, run, folder)
+    ]
+    check_labels(contestants)
     content = compare_contestants(contestants, task)
     layout = ComparisonLayout(folder)
     write_json(layout.result, content)
@@ -116,14 +129,10 @@ def _check_alike(runs: Mapping[str, Path]) -> AbstractTask:
     Raises:
         CheckpointError: a folder holds no finished run, or the runs differ in task or split.
     """
-    read = [(run, *_read_question(run)) for run in runs.values()]
-    first, task, folds = read[0]
-    for run, other, divided in read[1:]:
-        if (type(other), other.common) != (type(task), task.common):
-            raise CheckpointError(
-                f"{run} answers another question than {first}: compare runs on the same labels"
-            )
-        if divided != folds:
+    task, first = check_question(list(runs.values())), next(iter(runs.values()))
+    folds = read_json(RunLayout(first).splits)["folds"]
+    for run in runs.values():
+        if read_json(RunLayout(run).splits)["folds"] != folds:
             raise CheckpointError(
                 f"{run} divides the patients otherwise than {first}: train both on the same table "
                 "with the same --seed and --folds"
@@ -131,8 +140,31 @@ def _check_alike(runs: Mapping[str, Path]) -> AbstractTask:
     return task
 
 
-def _check_labels(contestants: Sequence[Contestant]) -> None:
+def check_question(runs: Sequence[Path]) -> AbstractTask:
+    """Return the task of finished runs, which must be the same.
+
+    Args:
+        runs: folders of runs.
+
+    Raises:
+        CheckpointError: a folder holds no finished run, or the runs differ in task or classes.
+    """
+    first, *others = runs
+    task = _read_task(first)
+    for run in others:
+        other = _read_task(run)
+        if (type(other), other.common) != (type(task), task.common):
+            raise CheckpointError(
+                f"{run} answers another question than {first}: compare runs on the same labels"
+            )
+    return task
+
+
+def check_labels(contestants: Sequence[Contestant]) -> None:
     """Refuse runs that were trained on different labels of the same images.
+
+    Args:
+        contestants: answers of the runs.
 
     Raises:
         CheckpointError: an image has two labels; the message names it.
@@ -149,8 +181,8 @@ def _check_labels(contestants: Sequence[Contestant]) -> None:
                 )
 
 
-def _read_question(run: Path) -> tuple[AbstractTask, Any]:
-    """Return the task and the folds of a finished run.
+def _read_task(run: Path) -> AbstractTask:
+    """Return the task of a finished run.
 
     Raises:
         CheckpointError: the run is not finished.
@@ -163,11 +195,18 @@ def _read_question(run: Path) -> tuple[AbstractTask, Any]:
             f"{run} holds no finished run ({missing[0].name} is missing): give the `foveate train` "
             "command again that began it"
         )
-    return find_models(run).task, read_json(layout.splits)["folds"]
+    card, _ = read_card(ModelLayout(model_folders(run)[0]).card)
+    return restore_task(card.task, card.settled, card.task_options)
 
 
-def _read(name: str, run: Path, folder: Path) -> list[Contestant]:
-    """Read the answers of a run, and those of its frozen start where there is one."""
+def read_contestants(name: str, run: Path, folder: Path) -> list[Contestant]:
+    """Read the answers of a run, and those of its frozen start where there is one.
+
+    Args:
+        name: name of the run.
+        run: its folder.
+        folder: folder that places of runs are relative to.
+    """
     layout, metrics = RunLayout(run), read_json(RunLayout(run).metrics)
     place = Path(os.path.relpath(run.resolve(), folder.resolve())).as_posix()
     entries = [

@@ -21,8 +21,8 @@ from foveate.geometry import Box, px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.messages.display import Display
 from foveate.metrics import proportion_interval
-from foveate.prediction.pictures import safe_name
-from foveate.report import write_progress, write_report
+from foveate.prediction.pictures import evidence_file
+from foveate.reports import write_progress, write_report
 from foveate.runs.config import RunConfig, build_config
 from foveate.runs.folder import read_json, read_rows
 from foveate.synthetic import CohortSpec, SlideSpec, read_truth, write_cohort
@@ -227,7 +227,7 @@ def measure_localisation(run: Path) -> dict[str, Any]:
     folder, hits, heaviest_hits = RunLayout(run).heatmaps_folder, [], []
     for row in rows:
         if row["label"] == "tumour":
-            evidence = Evidence.load(folder / f"{safe_name(row['image_id'])}.npz")
+            evidence = Evidence.load(evidence_file(folder, row["image_id"]))
             hits.append(_is_deciding(evidence.peak_um(), Path(row["path"])))
             heaviest_hits.append(_is_deciding(evidence.heaviest_um(), Path(row["path"])))
     n = len(hits)

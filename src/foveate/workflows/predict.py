@@ -27,8 +27,9 @@ from foveate.prediction.outputs import PredictionJob, Summary, predict_into, pre
 from foveate.prediction.predict import open_loader
 from foveate.prediction.worker_choice import open_workers
 from foveate.readers import is_image_folder
-from foveate.report import write_predictions
+from foveate.reports import write_predictions
 from foveate.runs.folder import check_out, log_into, make_quarantine_row, write_rows
+from foveate.runs.max_failed import check_failed
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
 from foveate.table import (
@@ -77,6 +78,7 @@ def predict(
         UnreadableImage: none of the images could be predicted.
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
+        TooManyFailed: more images failed than `options.max_failed` allows.
 
     Example:
         >>> options = foveate.PredictOptions(heatmaps=1)
@@ -99,12 +101,13 @@ def predict(
     table = gather_cases(paths, replace(_rule_labels(models), needed=False))
     if part is not None:
         return _predict_part(command, table, part)
-    with _lock_output(out, display):
-        summary = _predict(command, table)
+    with _lock_output(out, display) as logged:
+        summary = _predict(replace(command, display=logged), table)
         write_predictions(out, command.models)
     if not summary.rows:
         first = next(iter(summary.failed.values()), "there is none")
         raise UnreadableImage(f"no image could be predicted; the first: {first}. Mend this")
+    _check_failed(command, summary)
     return summary
 
 
@@ -155,6 +158,7 @@ def evaluate(
         TableError: the model knows none of the labels, or no image could be predicted.
         CheckpointError: there is no complete model, or `out` holds something else.
         FolderInUse: another process writes into `out`.
+        TooManyFailed: more images failed than `options.max_failed` allows.
 
     Example:
         >>> evaluation = foveate.evaluate("runs/first", "other.csv", "external")
@@ -173,18 +177,19 @@ def evaluate(
     read = _read_labelled(path, options, models)
     if part is not None:
         return Evaluation({}, _predict_part(command, read, part).failed)
-    with _lock_output(out, display):
-        summary = _predict(command, read)
+    with _lock_output(out, display) as logged:
+        summary = _predict(replace(command, display=logged), read)
         if not summary.rows:
             listed = PredictionLayout(out).quarantine
             raise TableError(f"no image of {path} could be predicted; see {listed}")
-        display.say("scoring, with intervals over patients")
+        logged.say("scoring, with intervals over patients")
         metrics = _score_summary(summary)
         if options.audit_layout:
             good = [case for case in read.cases if case.image_id not in summary.failed]
             metrics["layout"] = _audit_layout(models, good, options)
         write_json(PredictionLayout(out).metrics, metrics)
         write_predictions(out, models)
+    _check_failed(command, summary)
     return Evaluation(metrics, summary.failed)
 
 
@@ -254,8 +259,11 @@ def _score_summary(summary: Summary) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _lock_output(out: Path, display: Display) -> Iterator[None]:
+def _lock_output(out: Path, display: Display) -> Iterator[Display]:
     """Lock `out` for this process, remove half-written files, and write a log there.
+
+    Yields:
+        A display whose lines are written to the log.
 
     Raises:
         FolderInUse: another process predicts all images, or a part of them.
@@ -268,8 +276,8 @@ def _lock_output(out: Path, display: Display) -> Iterator[None]:
                     "until it has ended"
                 )
         remove_partial_files(out)
-        with log_into(out, display):
-            yield
+        with log_into(out, display) as logged:
+            yield logged
 
 
 def _audit_layout(
@@ -345,6 +353,13 @@ def _write_set_aside(out: Path, table: CaseTable, summary: Summary) -> None:
         PredictionLayout(out).quarantine.unlink(missing_ok=True)
 
 
+def _check_failed(command: _Command, summary: Summary) -> None:
+    """Check that no more images failed than ``--max-failed`` allows, when all is written."""
+    n_failed, quarantine = len(summary.failed), PredictionLayout(command.out).quarantine
+    n_images = len(summary.rows) + n_failed
+    check_failed(command.options.max_failed, n_failed, n_images, quarantine)
+
+
 @contextlib.contextmanager
 def _open_job(command: _Command) -> Iterator[PredictionJob]:
     """Open loader and workers for a prediction, and close them at the end of the block."""
@@ -373,7 +388,9 @@ def _predict_part(command: _Command, table: CaseTable, part: JobPart) -> Summary
         FolderInUse: another process predicts this part, or all images.
     """
     out = command.out
-    with _lock_output(PredictionLayout(out).part(part.folder).folder, command.display):
+    folder = PredictionLayout(out).part(part.folder).folder
+    with _lock_output(folder, command.display) as logged:
+        command = replace(command, display=logged)
         if is_locked(out):
             raise FolderInUse(f"{out}: another foveate writes there; wait until it has ended")
         _show_notes(command.models, table, command.display)

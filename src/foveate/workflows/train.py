@@ -35,6 +35,7 @@ from foveate.runs.folder import (
     read_rows,
     write_rows,
 )
+from foveate.runs.max_failed import check_failed
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
 from foveate.tasks import restore_task
@@ -66,12 +67,14 @@ class RunResult:
         metrics: content of ``metrics.json``.
         n_set_aside: number of images that were set aside.
         task: task of the run, which gives the labels their meaning.
+        n_images: number of images of the table, with those that were set aside.
     """
 
     folder: Path
     metrics: dict[str, Any]
     n_set_aside: int
     task: AbstractTask
+    n_images: int = 0
 
     def __repr__(self) -> str:
         return f"Run {self.folder}: {describe_scores(self.metrics)}"
@@ -99,8 +102,8 @@ def run_experiment(
     check_records(folder)
     with lock_folder(folder):
         claim_folder(folder, config.as_dict(), dump_yaml(config))
-        with log_into(folder, display):
-            return _run(config, folder, display, after_epoch)
+        with log_into(folder, display) as logged:
+            return _run(config, folder, logged, after_epoch)
 
 
 def _run(
@@ -115,7 +118,7 @@ def _run(
             f"{folder} holds this run already: finished steps are kept, and the others follow"
         )
     plan = make_plan(config, folder, display)
-    list_set_aside(folder, plan)
+    check_set_aside(config, folder, list_set_aside(folder, plan), _count_images(plan))
     _take_check(config, layout, display)
     store, processes = FeatureStore(layout.features), Processes(plan.config, folder)
     run = TrainingRun(folder, plan, store, processes, display, after_epoch)
@@ -233,7 +236,27 @@ def _score_run(folder: Path, plan: Plan) -> RunResult:
         metrics["gain"] = compare_rows(rows, start, task)
     write_json(layout.metrics, metrics)
     write_json(layout.cost, _sum_cost(costs))
-    return RunResult(folder, metrics, n_set_aside, task)
+    return RunResult(folder, metrics, n_set_aside, task, _count_images(plan))
+
+
+def _count_images(plan: Plan) -> int:
+    """Return the number of images of the table, with those that the plan set aside."""
+    return len(plan.cases) + len(plan.quarantine)
+
+
+def check_set_aside(config: RunConfig, folder: Path, n_set_aside: int, n_images: int) -> None:
+    """Check that no more images were set aside than ``--max-failed`` allows.
+
+    Args:
+        config: config of the run, with the limit.
+        folder: folder of the run.
+        n_set_aside: number of images that were set aside.
+        n_images: number of all images.
+
+    Raises:
+        TooManyFailed: more were set aside.
+    """
+    check_failed(config.max_failed, n_set_aside, n_images, RunLayout(folder).quarantine)
 
 
 def _read_frozen_rows(folder: Path, n_folds: int) -> list[dict[str, str]]:

@@ -80,7 +80,17 @@ def count_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def measure_benefit(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+def detail_classes(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what `count_classes` returns, and the decision curves of classes without an order.
+
+    Args:
+        rows: rows of ``predictions.csv`` with known labels.
+        classes: names of the classes.
+    """
+    return count_classes(rows, classes) | _measure_benefit(rows, classes)
+
+
+def _measure_benefit(rows: Rows, classes: Sequence[str]) -> dict[str, Any]:
     """Return the decision curve of the second of two classes, or of each class against the rest.
 
     Args:

@@ -14,17 +14,13 @@ from torch import Tensor
 from foveate.errors import OptionError, TableError
 from foveate.metrics import Difference, Score, auroc, threshold_youden
 from foveate.presentation import Chart, ShadedTable, Verdict, read_number
+from foveate.tasks._margin import margin_from_threshold, margin_of_best
 from foveate.tasks._temperature import fit_temperature, pool_temperatures
 from foveate.tasks.base import NO_OPTIONS, AbstractTask, Point, Rows, Stored
 from foveate.tasks.classes.curves import collect_answers
 from foveate.tasks.classes.doubts import doubt_classes
 from foveate.tasks.classes.figures import build_charts
-from foveate.tasks.classes.scores import (
-    compare_classes,
-    count_classes,
-    measure_benefit,
-    score_classes,
-)
+from foveate.tasks.classes.scores import compare_classes, detail_classes, score_classes
 from foveate.tasks.classes.words import (
     SCORE_WORDS,
     describe_ranking,
@@ -278,6 +274,18 @@ class ClassTask(AbstractTask):
             return self.classes[int(values[1] >= threshold)]
         return self.classes[max(range(len(self.classes)), key=lambda i: values[i])]
 
+    def margin(self, values: Sequence[float], point: Point) -> float | None:
+        """Compute how far the probability is from the threshold, or above that of the next class.
+
+        Args:
+            values: probabilities of the classes.
+            point: results of `calibrate`.
+        """
+        threshold = point.get("threshold")
+        if threshold is not None and len(self.classes) == 2:
+            return margin_from_threshold(values[1], float(threshold))
+        return margin_of_best(values[: len(self.classes)])
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the logits: the classes, or the second of two classes with one logit."""
@@ -326,7 +334,7 @@ class ClassTask(AbstractTask):
 
     def details(self, rows: Rows) -> dict[str, Any]:
         """Return classes, confusion matrix, calibration and net benefit for ``metrics.json``."""
-        return count_classes(rows, self.classes) | measure_benefit(rows, self.classes)
+        return detail_classes(rows, self.classes)
 
     # -- words and figures ----------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from foveate.presentation import (
     write_percent,
     write_pixels,
 )
-from foveate.report.run_files import RunFiles
+from foveate.reports.run_files import RunFiles
 from foveate.tasks.base import AbstractTask
 
 _MIN_PATIENTS = 30
@@ -176,15 +176,21 @@ def build_fold_rows(run: RunFiles) -> list[dict[str, Any]]:
             "images": fold.get("n_images", "–"),
             "patients": fold.get("n_patients", "–"),
         }
-        | _build_main_cells(run, pick_scores(fold), "" if run.task is None else run.task.unscored)
+        | build_main_cells(run, pick_scores(fold), "" if run.task is None else run.task.unscored)
         for fold in list_stored_folds(run)
     ]
 
 
-def _build_main_cells(
+def build_main_cells(
     run: RunFiles, scores: dict[str, dict[str, Any]], absent: str = "–"
 ) -> dict[str, Any]:
-    """Return the main score with its interval, and the further scores that are compared."""
+    """Return the main score with its interval, and the further scores that are compared.
+
+    Args:
+        run: files of the run.
+        scores: its scores by name.
+        absent: text in place of an interval that is missing.
+    """
     if run.task is None:
         return {"value": "–", "interval": absent, "bar": None, "others": []}
     main, *others = run.task.tabled
@@ -248,7 +254,7 @@ def compare_runs(run: RunFiles) -> list[dict[str, Any]] | None:
             {
                 "method": str(entry.get("method", "unknown")),
                 "own": k == 0,
-                **_build_main_cells(run, pick_scores(entry)),
+                **build_main_cells(run, pick_scores(entry)),
                 "seconds": write_duration(read_number(entry, "seconds")),
                 "memory": write_memory(read_number(entry, "peak_rss_mib")),
                 "device": write_memory(read_number(entry, "peak_device_mib") or None),

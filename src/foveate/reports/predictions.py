@@ -10,12 +10,12 @@ from typing import Any
 from foveate.files.atomic import write_text
 from foveate.files.run_layout import PredictionLayout
 from foveate.presentation import write_count
-from foveate.report import sections
-from foveate.report.answers import build_answers
-from foveate.report.figures import render_charts
-from foveate.report.gallery import MAX_INLINED, list_heatmaps
-from foveate.report.run_files import Row
-from foveate.report.template import fill_template
+from foveate.reports import sections
+from foveate.reports.answers import build_answers
+from foveate.reports.figures import render_charts
+from foveate.reports.gallery import MAX_INLINED, list_heatmaps
+from foveate.reports.run_files import Row
+from foveate.reports.template import fill_template
 from foveate.runs.folder import read_json, read_rows
 from foveate.runs.models import Ensemble
 
@@ -58,9 +58,19 @@ def write_predictions_page(folder: Path, models: Ensemble) -> Path:
 
 def _list_doubts(rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
     """List warnings about the answers, one sentence each."""
+    doubts: list[str] = []
     unlike = sum(bool(row.get("unlike")) for row in rows)
+    abstained = [row.get("abstain") or "" for row in rows if row.get("abstain")]
+    if abstained:
+        reasons = Counter(
+            reason.partition(":")[0] for text in abstained for reason in text.split("; ")
+        )
+        counted = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        doubts.append(
+            f"{write_count(len(abstained), 'answer')} of {len(rows)} should be looked at by a "
+            f"person ({counted}). The column abstain says why."
+        )
     seen = sum(bool(row.get("in_training")) for row in rows)
-    doubts = []
     if unlike:
         doubts.append(
             f"{write_count(unlike, 'image')} of {len(rows)} unlike those of training: the answers "

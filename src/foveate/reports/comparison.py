@@ -22,8 +22,8 @@ from foveate.presentation import (
     write_duration,
     write_percent,
 )
-from foveate.report.figures import Drawn, render
-from foveate.report.template import fill_template
+from foveate.reports.figures import Drawn, render
+from foveate.reports.template import fill_template
 from foveate.runs.folder import read_json
 from foveate.tasks.base import AbstractTask
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "comparison.html.j2"
 _SAME = "same answers"
-_AXES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "seconds_per_image": ("time per image in prediction", write_duration),
     "decoded_fraction": ("share of the pixels that was decoded", write_percent),
     "seconds": ("time of training and test", write_duration),
@@ -75,11 +75,11 @@ def _collect_values(folder: Path, content: Mapping[str, Any], task: AbstractTask
         "n_methods": sum(not row["is_frozen"] for row in rows),
         "n_images": rows[0]["n_images"],
         "n_patients": rows[0]["n_patients"],
-        "sentence": _write_sentence(content, task),
-        "rows": _build_rows(content, task),
-        "pairs": _build_pairs(content),
+        "sentence": write_sentence(content, task),
+        "rows": build_rows(content, task),
+        "pairs": build_pairs(content),
         "charts": [
-            _draw_cost(content, task, key, ComparisonLayout(folder).figures) for key in _AXES
+            draw_cost(content, task, key, ComparisonLayout(folder).figures) for key in COSTS
         ],
         "first": rows[0]["name"],
         "runs": [(row["name"], f"{row['run']}/{RunLayout.report}")
@@ -87,8 +87,13 @@ def _collect_values(folder: Path, content: Mapping[str, Any], task: AbstractTask
     }  # fmt: skip
 
 
-def _write_sentence(content: Mapping[str, Any], task: AbstractTask) -> str:
-    """Write which row scores best, and from which rows it differs clearly."""
+def write_sentence(content: Mapping[str, Any], task: AbstractTask) -> str:
+    """Write which row scores best, and from which rows it differs clearly.
+
+    Args:
+        content: content of ``comparison.json``.
+        task: task of the runs.
+    """
     main = content["score"]
     scored = [row for row in content["rows"] if "value" in row["scores"].get(main, {})]
     if not scored:
@@ -114,8 +119,13 @@ def _small_is_good(task: AbstractTask, score: str) -> bool:
     return words is not None and words.small_is_good
 
 
-def _build_rows(content: Mapping[str, Any], task: AbstractTask) -> list[dict[str, Any]]:
-    """Return the rows of the table, with the difference to the first row."""
+def build_rows(content: Mapping[str, Any], task: AbstractTask) -> list[dict[str, Any]]:
+    """Return the rows of the table, with the difference to the first row.
+
+    Args:
+        content: content of ``comparison.json``.
+        task: task of the runs.
+    """
     main = content["score"]
     rows = []
     for entry in content["rows"]:
@@ -158,8 +168,12 @@ def _write_p(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _build_pairs(content: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the differences of the main score, the clearest first."""
+def build_pairs(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the differences of the main score, the clearest first.
+
+    Args:
+        content: content of ``comparison.json``.
+    """
     pairs = [pair for pair in content["differences"] if pair["score"] == content["score"]]
     pairs.sort(key=lambda pair: pair.get("p_adjusted", 2.0))
     return [
@@ -174,10 +188,17 @@ def _build_pairs(content: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _draw_cost(
-    content: Mapping[str, Any], task: AbstractTask, key: str, folder: Path
+def draw_cost(
+    content: Mapping[str, Any], task: AbstractTask, key: str, folder: Path | None
 ) -> tuple[str, Drawn | None]:
-    """Draw the score against a cost; None where fewer than two rows have both."""
+    """Draw the score against a cost; return caption and figure, None with fewer than two points.
+
+    Args:
+        content: content of ``comparison.json``.
+        task: task of the runs.
+        key: the cost, a key of `COSTS`.
+        folder: folder of the PNG file; None writes none.
+    """
     main = content["score"]
     points = []
     for row in content["rows"]:
@@ -185,7 +206,7 @@ def _draw_cost(
         values = [read_number(score, end) for end in ("value", "lo", "hi")]
         if cost is not None and cost > 0 and None not in values:
             points.append(_Point(row["name"], cost, *values))  # type: ignore[arg-type]
-    about, write = _AXES[key]
+    about, write = COSTS[key]
     title = f"{task.title(main)} against {about}"
     if len(points) < 2:
         return title, None
@@ -195,7 +216,7 @@ def _draw_cost(
     plot = functools.partial(
         _plot_cost, points=points, front=front, x=about, y=task.title(main), write=write
     )
-    return title, render(plot, folder / f"{main}_by_{key}.png", alt)
+    return title, render(plot, folder and folder / f"{main}_by_{key}.png", alt)
 
 
 def _plot_cost(
@@ -238,7 +259,7 @@ def describe_comparison(content: Mapping[str, Any], task: AbstractTask) -> str:
         content: content of ``comparison.json``.
         task: task of the runs.
     """
-    rows, first = _build_rows(content, task), content["rows"][0]
+    rows, first = build_rows(content, task), content["rows"][0]
     width = max(len(row["name"]) for row in rows)
     counts = (
         f"{write_count(first['n_images'], 'image')} of "
@@ -253,4 +274,4 @@ def describe_comparison(content: Mapping[str, Any], task: AbstractTask) -> str:
     lines.append(
         f"  (difference to {first['name']}, with its p value adjusted for the number of pairs)"
     )
-    return "\n".join([*lines, _write_sentence(content, task)])
+    return "\n".join([*lines, write_sentence(content, task)])

@@ -10,7 +10,7 @@ import numpy as np
 from foveate.files.atomic import write_aside
 from foveate.files.run_layout import FoldLayout
 from foveate.presentation import BLUE, CYCLE, GREEN, GREY, ORANGE, add_legend
-from foveate.report.run_files import Row, read_column
+from foveate.reports.run_files import Row, read_column
 from foveate.runs.folder import read_rows
 
 if TYPE_CHECKING:

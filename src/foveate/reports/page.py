@@ -8,18 +8,19 @@ from typing import Any
 
 from foveate.files.atomic import write_text
 from foveate.files.run_layout import RunLayout
-from foveate.report import sections
-from foveate.report.answers import build_answers
-from foveate.report.figures import (
+from foveate.reports import sections
+from foveate.reports.answers import build_answers
+from foveate.reports.audits import build_audit
+from foveate.reports.figures import (
     Drawn,
     describe_training,
     plot_training,
     render,
     render_charts,
 )
-from foveate.report.gallery import MAX_INLINED, list_heatmaps
-from foveate.report.run_files import RunFiles, read_run
-from foveate.report.template import MAX_LISTED, fill_template
+from foveate.reports.gallery import MAX_INLINED, list_heatmaps
+from foveate.reports.run_files import RunFiles, read_run
+from foveate.reports.template import MAX_LISTED, fill_template
 
 _TEMPLATE = "page.html.j2"
 
@@ -48,10 +49,12 @@ def _collect_values(run: RunFiles) -> dict[str, Any]:
         "folds": sections.build_fold_rows(run),
         "tables": [] if task is None else task.tables(run.metrics, points),
         "flow": sections.count_patients(run),
+        "n_folds": sections.build_headline(run)["n_folds"],
         "comparison": sections.compare_runs(run),
         "gain": sections.describe_gain(run),
         "only_frozen": sections.answers_by_frozen_start(run),
         "notes": [] if task is None else task.notes(points),
+        "audit": build_audit(run.audit, RunLayout(run.folder).figures / "audit.png"),
         "localisation": sections.summarise_localisation(run),
         "charts": render_charts(charts, RunLayout(run.folder).figures),
         "training": _render_training(run),

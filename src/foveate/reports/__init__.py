@@ -1,8 +1,10 @@
-"""Reports: self-contained pages, made from the files of a run or of a comparison alone."""
+"""Reports: self-contained pages, made from the files of runs or of a comparison alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from foveate.runs.models import Ensemble
 from foveate.tasks.base import AbstractTask
@@ -20,7 +22,7 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run.
     """
-    from foveate.report.page import write_page
+    from foveate.reports.page import write_page
 
     return write_page(Path(run))
 
@@ -35,9 +37,25 @@ def write_comparison(folder: Path, task: AbstractTask) -> Path:
     Returns:
         Path of the page.
     """
-    from foveate.report.comparison import write_comparison_page
+    from foveate.reports.comparison import write_comparison_page
 
     return write_comparison_page(folder, task)
+
+
+def write_study(
+    runs: Mapping[str, Path], comparison: Mapping[str, Any], task: AbstractTask, page: Path
+) -> None:
+    """Write one page over several runs of one table.
+
+    Args:
+        runs: folders of the runs by name.
+        comparison: content of ``comparison.json`` of these runs, one row for each.
+        task: task of the runs.
+        page: file of the page.
+    """
+    from foveate.reports.study import Study, write_study_page
+
+    write_study_page(Study(runs, comparison, task), page)
 
 
 def write_predictions(folder: Path, models: Ensemble) -> Path:
@@ -50,13 +68,15 @@ def write_predictions(folder: Path, models: Ensemble) -> Path:
     Returns:
         Path of the page.
     """
-    from foveate.report.predictions import write_predictions_page
+    from foveate.reports.predictions import write_predictions_page
 
     return write_predictions_page(folder, models)
 
 
 def write_progress(run_fold: Path) -> None:
-    """Redraw ``progress.png`` of a fold from its ``metrics.csv``, if that has rows."""
-    from foveate.report.progress import redraw
+    """Redraw the curves of a fold from its ``metrics.csv``, and write its TensorBoard events."""
+    from foveate.reports.events import write_events
+    from foveate.reports.progress import redraw
 
     redraw(Path(run_fold))
+    write_events(Path(run_fold))

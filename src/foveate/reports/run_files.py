@@ -59,6 +59,7 @@ class RunFiles:
         heatmaps: entries of ``heatmaps/index.json``.
         baseline: entries of ``baseline.json``: runs to compare with.
         localisation: content of ``localisation.json``.
+        audit: content of ``audit.json``.
         answering: cards of the models that answer for new images.
         unanswered: why there are no such models; else empty.
         task: task of the run; None where no stored model states it.
@@ -79,6 +80,7 @@ class RunFiles:
     heatmaps: list[dict[str, Any]]
     baseline: list[dict[str, Any]]
     localisation: dict[str, Any]
+    audit: dict[str, Any]
     answering: list[dict[str, Any]]
     unanswered: str
     task: AbstractTask | None
@@ -125,6 +127,7 @@ def read_run(folder: Path) -> RunFiles:
         heatmaps=disk.entries(f"{RunLayout.heatmaps_folder}/{HeatmapLayout.index}"),
         baseline=disk.entries(RunLayout.baseline, wanted=False),
         localisation=disk.take(RunLayout.localisation, read_json, dict, wanted=False),
+        audit=disk.take(RunLayout.audit, read_json, dict, wanted=False),
         answering=answering,
         unanswered=unanswered,
         task=_restore_task(folds, disk),

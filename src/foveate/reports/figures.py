@@ -14,7 +14,7 @@ import numpy as np
 from foveate.files.atomic import write_aside
 from foveate.files.run_layout import fold_number
 from foveate.presentation import CYCLE, Chart, add_legend, write_fold
-from foveate.report.progress import (
+from foveate.reports.progress import (
     find_score_column,
     fit_losses,
     fit_scores,
@@ -23,7 +23,7 @@ from foveate.report.progress import (
     plot_score,
     plot_seconds,
 )
-from foveate.report.run_files import FoldFiles, Row, read_column
+from foveate.reports.run_files import FoldFiles, Row, read_column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class Drawn:
 
 def render(
     plot: Callable[[Figure], None],
-    path: Path,
+    path: Path | None,
     alt: str,
     *,
     size_inches: tuple[float, float] = (5.2, 4.0),
@@ -68,7 +68,7 @@ def render(
 
     Args:
         plot: plots on an empty figure.
-        path: the PNG file.
+        path: the PNG file; None writes none.
         alt: text for readers who do not see the figure.
         size_inches: width and height.
     """
@@ -80,7 +80,10 @@ def render(
         figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         plot(figure)
-        write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+        if path is None:
+            figure.draw_without_rendering()
+        else:
+            write_aside(path, lambda aside: figure.savefig(aside, format="png"))
         figure.set_layout_engine("none")  # the places are found; finding them again takes as long
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -88,19 +91,19 @@ def render(
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
 
 
-def render_charts(charts: Sequence[Chart], folder: Path) -> list[tuple[Chart, Drawn | None]]:
+def render_charts(charts: Sequence[Chart], folder: Path | None) -> list[tuple[Chart, Drawn | None]]:
     """Draw the figures of a task; None stands for one whose data is missing.
 
     Args:
         charts: the figures.
-        folder: folder of the PNG files.
+        folder: folder of the PNG files; None writes none.
     """
     return [
         (
             chart,
             None
             if chart.plot is None
-            else render(chart.plot, folder / f"{chart.name}.png", chart.alt),
+            else render(chart.plot, folder and folder / f"{chart.name}.png", chart.alt),
         )
         for chart in charts
     ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.presentation import read_number, write_fold
-from foveate.report.gallery import ShownHeatmap
-from foveate.report.run_files import Row
+from foveate.reports.gallery import ShownHeatmap
+from foveate.reports.run_files import Row
 from foveate.tasks.base import AbstractTask
 
 MAX_ROWS = 5000
@@ -68,11 +68,13 @@ def build_answers(
         "fold": [Cell(write_fold(row.get("fold") or "")) for row in shown],
         "label": _texts(shown, "label"),
         "predicted": _texts(shown, "predicted"),
-        "judgement": [_judge(row, task) for row in shown],
+        "judgement": [judge_row(row, task) for row in shown],
     }
     for column in () if task is None else (*task.columns, *task.deviation_columns):
         title = column.removeprefix("prob_").replace("_", " ")
         by_title[title] = [_number(row, column, task) for row in shown]
+    by_title["uncertainty"] = [_number(row, "uncertainty", task) for row in shown]
+    by_title["abstain"] = _texts(shown, "abstain")
     by_title["unlike training"] = _texts(shown, "unlike")
     by_title["in training"] = _texts(shown, "in_training")
     filled = {title: cells for title, cells in by_title.items() if any(cell.text for cell in cells)}
@@ -95,8 +97,13 @@ def _number(row: Row, column: str, task: AbstractTask | None) -> Cell:
     return Cell(task.write(value, short=True), is_number=True)
 
 
-def _judge(row: Row, task: AbstractTask | None) -> Cell:
-    """Return the judgement of an answer that has a label; an empty cell for others."""
+def judge_row(row: Row, task: AbstractTask | None) -> Cell:
+    """Return the judgement of an answer that has a label; an empty cell for others.
+
+    Args:
+        row: row of ``predictions.csv``.
+        task: task that judges it; None where it is not known.
+    """
     if task is None or not row.get("label"):
         return Cell("")
     values = [read_number(row, column) for column in task.columns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from urllib.parse import quote
 
 from foveate.parts import find, names
 from foveate.presentation import Verdict
-from foveate.report.run_files import Row
+from foveate.reports.run_files import Row
 from foveate.tasks.base import AbstractTask
 
 MAX_INLINED = 60
+_MAX_EXTREMES = 2
+"""Number of the worst, and of the best, answers that are picked."""
 _WIDTH_PX, _QUALITY = 1100, 76
 
 
@@ -58,21 +61,74 @@ def list_heatmaps(
         rows: rows of ``predictions.csv``.
         task: task that judges the answers; None where it is not known.
     """
+    return [
+        _build_entry(folder, entry, verdict, folder.parent, inline=k < MAX_INLINED)
+        for k, (entry, verdict) in enumerate(_rank(folder, entries, rows, task))
+    ]
+
+
+def pick_extremes(
+    folder: Path,
+    entries: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
+    task: AbstractTask,
+    page_folder: Path,
+) -> list[ShownHeatmap]:
+    """Pick the worst and the best answers that have a picture, the worst first.
+
+    Args:
+        folder: folder of the pictures.
+        entries: entries of the index.
+        rows: rows of ``predictions.csv``.
+        task: task that judges the answers.
+        page_folder: folder of the page, which links are relative to.
+    """
+    ranked = _rank(folder, entries, rows, task)
+    right = [pair for pair in ranked if pair[1].kind == "right"]
+    worst = [pair for pair in ranked if pair[1].kind != "right"] or right[::-1]
+    best = right or ranked[::-1]
+    chosen = worst[:_MAX_EXTREMES]
+    chosen += [pair for pair in best[:_MAX_EXTREMES] if pair not in chosen]
+    return [_build_entry(folder, *pair, page_folder, inline=True) for pair in chosen]
+
+
+def link_pictures(
+    folder: Path, entries: Sequence[dict[str, Any]], page_folder: Path
+) -> dict[str, str]:
+    """Return the links to the pictures by image id.
+
+    Args:
+        folder: folder of the pictures.
+        entries: entries of the index.
+        page_folder: folder of the page, which links are relative to.
+    """
+    files = {str(entry.get("image_id")): _find_file(folder, entry.get("png")) for entry in entries}
+    return {image: _link(path, page_folder) for image, path in files.items() if path is not None}
+
+
+def _rank(
+    folder: Path,
+    entries: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
+    task: AbstractTask | None,
+) -> list[tuple[dict[str, Any], Verdict]]:
+    """Judge the entries that have a picture, and sort them in the order of the task."""
     row_of = {row.get("image_id", ""): row for row in rows}
     judged = [
         (entry, _judge(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
         for entry in entries
         if _find_file(folder, entry.get("png")) is not None
     ]
-    judged.sort(key=lambda pair: tuple(-value for value in pair[1].rank))
-    return [
-        _build_entry(folder, entry, verdict, inline=k < MAX_INLINED)
-        for k, (entry, verdict) in enumerate(judged)
-    ]
+    return sorted(judged, key=lambda pair: tuple(-value for value in pair[1].rank))
+
+
+def _link(path: Path, page_folder: Path) -> str:
+    """Return the link from a page to a file."""
+    return quote(Path(os.path.relpath(path, page_folder)).as_posix())
 
 
 def _build_entry(
-    folder: Path, entry: dict[str, Any], verdict: Verdict, *, inline: bool
+    folder: Path, entry: dict[str, Any], verdict: Verdict, page_folder: Path, *, inline: bool
 ) -> ShownHeatmap:
     kinds = [name for name in names("exports") if name != "png"]
     files = [(name, _find_file(folder, entry.get(name))) for name in ("png", *kinds)]
@@ -83,9 +139,9 @@ def _build_entry(
         predicted=str(entry.get("predicted") or ""),
         verdict=verdict,
         picture=_inline(png) if inline and png is not None else None,
-        png=None if png is None else f"{folder.name}/{quote(png.name)}",
+        png=None if png is None else _link(png, page_folder),
         links=[
-            (find("exports", name).title, f"{folder.name}/{quote(path.name)}")
+            (find("exports", name).title, _link(path, page_folder))
             for name, path in files
             if path is not None
         ],

@@ -1,0 +1,91 @@
+"""Images of which boxes are covered with the colour of the background."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from foveate.geometry import points_px_from_um, spacing_um_from_downsample
+from foveate.images.evidence import Floats
+from foveate.images.image import AbstractImage
+from foveate.images.resample import Pixels
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Boxes that are covered.
+
+    Attributes:
+        origin_um: corners of the boxes, ``(n, d)``, micrometres, axes ``(z,) y, x``.
+        size_um: sizes of the boxes, ``(n, d)``.
+    """
+
+    origin_um: Floats
+    size_um: Floats
+
+    def apply(
+        self,
+        pixels: Pixels,
+        background: Pixels,
+        spacing_um: Sequence[float],
+        first_px: Sequence[int],
+    ) -> Pixels:
+        """Return pixels with the covered ones in the colour of the background.
+
+        A pixel belongs to a box if its centre does.
+
+        Args:
+            pixels: ``(*space, c)``.
+            background: colour ``(c,)``.
+            spacing_um: spacing of the pixels, per axis.
+            first_px: index of the first pixel, per axis, from the corner of the image.
+        """
+        covered, corner = np.array(pixels), (0.0,) * len(spacing_um)
+        low = points_px_from_um(self.origin_um, spacing_um, corner) - np.asarray(first_px)
+        high = points_px_from_um(self.origin_um + self.size_um, spacing_um, corner)
+        low, high = np.ceil(low - 0.5), np.ceil(high - np.asarray(first_px) - 0.5)
+        low, high = np.maximum(low, 0), np.minimum(high, pixels.shape[:-1])
+        for a, b in zip(low.astype(int), high.astype(int), strict=True):
+            if (a < b).all():
+                covered[tuple(map(slice, a, b))] = background
+        return covered
+
+
+@final
+class CoveredImage(AbstractImage):
+    """An image in which boxes are covered.
+
+    Args:
+        image: the image, which stays open.
+        cover: the boxes.
+    """
+
+    def __init__(self, image: AbstractImage, cover: Cover) -> None:
+        super().__init__()
+        self._image, self._cover = image, cover
+        self.path, self.kind, self.levels = image.path, image.kind, image.levels
+        self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
+        self.bounds_px0, self.count = image.bounds_px0, image.count
+        self.spacing_um, self.unit = image.spacing_um, image.unit
+
+    def _read_level(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> Pixels:
+        pixels = self._image._read_level(level, origin_px, size_px)
+        downsample = self.levels[level].downsample
+        spacing_um = spacing_um_from_downsample(self.known_spacing_um, downsample)
+        return self._cover.apply(pixels, self.background, spacing_um, origin_px)
+
+    def _stored_share(
+        self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
+    ) -> float:
+        return self._image._stored_share(level, origin_px, size_px)
+
+    def _stated_background(self) -> Sequence[float] | None:
+        return [float(v) for v in self._image.background.tolist()]
+
+    def close(self) -> None:
+        """Leave the image open; who opened it closes it."""

@@ -1,0 +1,101 @@
+"""What a run records beside its results: events for TensorBoard, and all messages in its log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from foveate.files.run_layout import FoldLayout
+from foveate.messages.display import CallingDisplay, Silent
+from foveate.reports.events import write_events
+from foveate.runs.folder import log_into
+
+ROWS = """epoch,train_loss,val_auroc,val_loss,lr,seconds,seconds_reading,peak_memory_mib,patch_trust
+1,0.7,0.5,0.69,0.001,2.5,0.5,100,0.25
+2,0.6,,0.68,0.0005,2.0,0.25,110,0.5
+"""
+
+
+def read_events(fold: Path) -> dict[str, list[tuple[int, float, float]]]:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    util = pytest.importorskip("tensorboard.util.tensor_util")
+    events: dict[str, list[tuple[int, float, float]]] = {}
+    for event in loader.EventFileLoader(str(FoldLayout(fold).events)).Load():
+        for value in event.summary.value:
+            number = float(util.make_ndarray(value.tensor))
+            events.setdefault(value.tag, []).append((event.step, number, event.wall_time))
+    return events
+
+
+def test_epochs_are_events_of_tensorboard(tmp_path: Path) -> None:
+    FoldLayout(tmp_path).epochs.write_text(ROWS, encoding="utf-8")
+    write_events(tmp_path)
+    events = read_events(tmp_path)
+    assert sorted(events) == [
+        "lr", "memory/peak_mib", "method/patch_trust", "time/data", "time/epoch", "train/loss",
+        "val/auroc", "val/loss",
+    ]  # fmt: skip
+    assert [(step, round(value, 4)) for step, value, _ in events["train/loss"]] == [
+        (1, 0.7), (2, 0.6),
+    ]  # fmt: skip
+    assert [step for step, _, _ in events["val/auroc"]] == [1]
+    (_, _, first), (_, _, second) = events["lr"]
+    assert second - first == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_further_epoch_is_appended(tmp_path: Path) -> None:
+    """A TensorBoard that is open reads on at the byte where it was."""
+    pytest.importorskip("tensorboard")
+    layout = FoldLayout(tmp_path)
+    layout.epochs.write_text(ROWS, encoding="utf-8")
+    write_events(tmp_path)
+    size = layout.events.stat().st_size
+    layout.epochs.write_text(ROWS + "3,0.5,0.9,0.6,0.0001,2.0,0.2,110,0.5\n", encoding="utf-8")
+    write_events(tmp_path)
+    assert layout.events.stat().st_size > size
+    assert len(read_events(tmp_path)["lr"]) == 3
+
+
+def test_without_epochs_there_are_no_events(tmp_path: Path) -> None:
+    write_events(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Recording(Silent):
+    """A display that remembers its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_the_log_holds_all_lines_with_times(tmp_path: Path) -> None:
+    display = Recording()
+    with log_into(tmp_path, display) as logged:
+        logged.say("24 images")
+        logging.getLogger("foveate").warning("one file is odd")
+        for done in range(5):
+            logged.bar("fold 1", done, 4, "loss 0.5")
+        logged.say("warning: few patients")
+    assert display.lines == ["24 images", "warning: one file is odd", "warning: few patients"]
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert all(line[:4].isdecimal() and line[19] == "," for line in lines)
+    texts = [line.split(" ", 3)[3] for line in lines]
+    assert texts[0].startswith("foveate ")
+    assert texts[1:] == [
+        "24 images", "one file is odd", "fold 1: 0 of 4 loss 0.5", "fold 1: 4 of 4 loss 0.5",
+        "warning: few patients",
+    ]  # fmt: skip
+
+
+def test_lines_for_python_are_logged_once(tmp_path: Path) -> None:
+    with log_into(tmp_path, CallingDisplay()) as logged:
+        logged.say("24 images")
+        with pytest.warns(UserWarning, match="few patients"):
+            logged.say("warning: few patients")
+    text = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert text.count("24 images") == text.count("few patients") == 1
