@@ -102,7 +102,8 @@ def _spacing_of_mask(extent_um: Floats, mask: Mask, path: Path) -> tuple[float, 
     """
     if mask.ndim != len(extent_um):
         raise TableError(
-            f"{path}: the mask has {mask.ndim} axes, expected {len(extent_um)}; give the mask of this image"
+            f"{path}: the mask has {mask.ndim} axes, expected {len(extent_um)}; give the mask of "
+            "this image"
         )
     spacing_um = spacing_um_from_shape(tuple(extent_um), mask.shape)
     if max(spacing_um) > _MAX_STRETCH * min(spacing_um) and mask.ndim == 2:
