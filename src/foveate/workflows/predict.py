@@ -182,15 +182,22 @@ def evaluate(
         if not summary.rows:
             listed = PredictionLayout(out).quarantine
             raise TableError(f"no image of {path} could be predicted; see {listed}")
-        logged.say("scoring, with intervals over patients")
-        metrics = _score_summary(summary)
-        if options.audit_layout:
-            good = [case for case in read.cases if case.image_id not in summary.failed]
-            metrics["layout"] = _audit_layout(models, good, options)
-        write_json(PredictionLayout(out).metrics, metrics)
-        write_predictions(out, models)
+        metrics = _write_scores(replace(command, display=logged), read, summary)
     _check_failed(command, summary)
     return Evaluation(metrics, summary.failed)
+
+
+def _write_scores(command: _Command, read: CaseTable, summary: Summary) -> dict[str, Any]:
+    """Score the predictions of a labelled table, audit them if that is asked for, and write all."""
+    command.display.say("scoring, with intervals over patients")
+    metrics = _score_summary(summary)
+    options = command.options
+    if isinstance(options, EvaluateOptions) and options.audit_layout:
+        good = [case for case in read.cases if case.image_id not in summary.failed]
+        metrics["layout"] = _audit_layout(command.models, good, options)
+    write_json(PredictionLayout(command.out).metrics, metrics)
+    write_predictions(command.out, command.models)
+    return metrics
 
 
 @dataclass(frozen=True)
