@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ from foveate.table import (
     with_known_labels,
 )
 from foveate.table.frames import store_table
-from foveate.workflows.trained_images import find_trained_images
+from foveate.workflows.trained_images import find_trained_images, warn_of_trained_images
 from foveate.workflows.words import describe_scores
 
 if TYPE_CHECKING:
@@ -300,7 +299,7 @@ def _predict(command: _Command, table: CaseTable) -> Summary:
     models, out, display = command.models, command.out, command.display
     _show_notes(models, table, display)
     use_in_training = find_trained_images(models, table.cases)
-    _warn_of_trained_images(use_in_training, len(table.cases), display)
+    warn_of_trained_images(use_in_training, len(table.cases), display)
     with _open_job(command) as job:
         summary = predict_into(job, table.cases, use_in_training)
     if contradiction := describe_factors(summary.factors):
@@ -318,22 +317,6 @@ def _show_notes(models: Ensemble, table: CaseTable, display: Display) -> None:
     for note in table.notes:
         display.say(note)
     display.say(models.describe())
-
-
-def _warn_of_trained_images(
-    use_in_training: Mapping[str, str], n_images: int, display: Display
-) -> None:
-    """Warn that models answer about images, or patients, that they were trained with."""
-    counts = Counter(
-        "are other images of patients that trained" if use == "patient" else "trained"
-        for use in use_in_training.values()
-    )
-    for relation, n in sorted(counts.items(), reverse=True):
-        display.say(
-            f"warning: {n} of {n_images} images {relation} the models that answer, which makes "
-            "their answers too good; they are marked in the column in_training. Honest scores are "
-            "in metrics.json of the run"
-        )
 
 
 def _warn_of_unlike_images(summary: Summary, display: Display) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from foveate.files.run_layout import RunLayout
+from foveate.messages.display import Display
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
 from foveate.runs.models import Ensemble
 from foveate.table import Case, load_splits, patient_key, patient_names
@@ -45,6 +47,28 @@ def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, st
             if case.patient_id != case.image_id and asked & named:
                 use_of.setdefault(case.image_id, "patient")
     return use_of
+
+
+def warn_of_trained_images(
+    use_in_training: Mapping[str, str], n_images: int, display: Display
+) -> None:
+    """Warn that models answer about images, or patients, that they were trained with.
+
+    Args:
+        use_in_training: use of images by image id, as `find_trained_images` returns it.
+        n_images: number of images that are predicted.
+        display: shows the warning.
+    """
+    counts = Counter(
+        "are other images of patients that trained" if use == "patient" else "trained"
+        for use in use_in_training.values()
+    )
+    for relation, n in sorted(counts.items(), reverse=True):
+        display.say(
+            f"warning: {n} of {n_images} images {relation} the models that answer, which makes "
+            "their answers too good; they are marked in the column in_training. Honest scores are "
+            "in metrics.json of the run"
+        )
 
 
 def _read_use(root: Path, provenance: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
