@@ -103,3 +103,11 @@ def computes_in_bf16() -> bool:
 
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+@functools.cache
+def computes_in_tiles() -> bool:
+    """Return whether the CPU multiplies tiles of bfloat16 matrices (AMX), which is fastest."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
