@@ -47,9 +47,9 @@ CUBES = (facts(28, 28, 28, spacing=1000.0, kind="volume"),)
         (SLIDES, 64, (32, 64, 256)),
         (RADIOGRAPHS, 0, (11, 23, 119)),
         (BIOPSIES, 0, (11, 23, 84)),
-        (THUMBNAILS, 0, (1, 2, 2)),
+        (THUMBNAILS, 0, (1, 1, 1)),
         (SCANS, 0, (18, 36, 183)),
-        (CUBES, 0, (1, 2, 2)),
+        (CUBES, 0, (1, 1, 1)),
     ],
 )
 def test_glimpse_chooses_as_many_patches_as_are_worth_their_time(

@@ -32,8 +32,8 @@ class Limits(NamedTuple):
 
 LIMITS = {
     "patches": Limits(32, 600_000, 1, 1),
-    "eval_patches": Limits(64, 1_200_000, 2, 2),
-    "survey": Limits(256, 6_000_000, 2, 2),
+    "eval_patches": Limits(64, 1_200_000, 2, 1),
+    "survey": Limits(256, 6_000_000, 2, 1),
 }
 """Limits by the options of methods that draw patches; an option of 0 lets the images decide."""
 
