@@ -10,8 +10,8 @@ from scipy.special import stdtrit
 from foveate.metrics.types import ALPHA, Floats, Ints, number_names
 
 _THRESHOLDS = np.arange(1, 50) / 50
-_IMAGINARY_PATIENTS = 4.0
-"""Patients that are added to the interval, with the classes of the others; half are called."""
+_IMAGINARY_PATIENTS = 6.0
+"""Patients that are added to the interval: half are positive, and half of either are called."""
 
 
 def measure_benefits(
@@ -40,7 +40,7 @@ def measure_benefits(
     called = prob[:, None] >= _THRESHOLDS
     gain: Floats = np.where(positive[:, None] > 0, 1.0, -odds) * called
     value, share = gain.mean(0), float(positive.mean())
-    middle, half = _measure_spread(gain, share, odds, number_names(patients, len(positive)))
+    middle, half = _measure_spread(gain, odds, number_names(patients, len(positive)))
     points = {
         "threshold": _THRESHOLDS,
         "value": value,
@@ -52,14 +52,11 @@ def measure_benefits(
     return [dict(zip(points, row, strict=True)) for row in rows]
 
 
-def _measure_spread(
-    gain: Floats, share: float, odds: Floats, patient: Ints
-) -> tuple[Floats, Floats]:
+def _measure_spread(gain: Floats, odds: Floats, patient: Ints) -> tuple[Floats, Floats]:
     """Compute the middle and half the width of the intervals, ``(thresholds,)`` each.
 
     Args:
         gain: what calling each image gains at each threshold, ``(n, thresholds)``.
-        share: share of positive images.
         odds: odds of the thresholds, ``(thresholds,)``.
         patient: number of each image's patient, ``(n,)``.
     """
@@ -67,12 +64,12 @@ def _measure_spread(
     total = np.zeros((n_patients, gain.shape[1]))
     np.add.at(total, patient, gain)
     count = np.bincount(patient)[:, None]
-    each, called = n / n_patients, _IMAGINARY_PATIENTS / 2
+    each, quarter = n / n_patients, _IMAGINARY_PATIENTS / 4
     size = n + _IMAGINARY_PATIENTS * each
-    middle = (total.sum(0) + each * called * (share - (1 - share) * odds)) / size
+    middle = (total.sum(0) + each * quarter * (1 - odds)) / size
     squares = np.square(total - middle * count).sum(0)
-    for weight, gained in ((share, 1.0), (1 - share, -odds), (1.0, 0.0)):  # the last: not called
-        squares = squares + each**2 * called * weight * np.square(gained - middle)
+    for gained in (1.0, -odds, 0.0, 0.0):  # the last two are not called
+        squares = squares + each**2 * quarter * np.square(gained - middle)
     m = n_patients + _IMAGINARY_PATIENTS
     quantile = float(stdtrit(max(1, n_patients - 1), 1 - ALPHA / 2))
     return middle, quantile * np.sqrt(squares * m / (m - 1)) / size
