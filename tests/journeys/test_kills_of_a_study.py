@@ -36,14 +36,16 @@ COMMANDS: dict[str, tuple[object, ...]] = {
         "study",
         *OPTIONS,
     ),
+    "report": ("report", "run", "study/mil_mean", "--out", "both.html"),
     "predict": ("predict", "run", "labels.csv", "--out", "answers"),
 }
-N_KILLS = 5
+N_KILLS = 4
 """Kills of each command."""
 _MEASURED = re.compile(r"second|_mib|memory|cost|waiting|throughput|frozen_lr_time|_s$")
 """Names of figures that are measured anew, and so differ between two runs of the same command."""
-_NOT_COMPARED = {".png", ".svg", ".html", ".txt", ".jsonl"}
-"""Pages and pictures hold measured times; they must exist, and what they show is compared."""
+_NOT_COMPARED = {".png", ".svg", ".html", ".txt", ".jsonl", ".foveate"}
+"""Pages, pictures and event files hold measured times; they must exist, and what they show is
+compared."""
 
 
 def start(words: tuple[object, ...], folder: Path) -> subprocess.Popen[bytes]:
