@@ -51,6 +51,7 @@ def run(folds_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folds_run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_is_audited(run: Path, foveate: Command) -> None:
     result = foveate("audit", run, "--images", "4")
     assert result.returncode == 0, result.stderr
@@ -71,6 +72,7 @@ def test_a_run_is_audited(run: Path, foveate: Command) -> None:
     assert "localisation: the peak lies in the mask" in page
 
 
+@pytest.mark.slow
 def test_masks_of_a_folder_stand_for_those_of_the_table(run: Path, foveate: Command) -> None:
     rows = read_rows(RunLayout(run).predictions)
     masks = run.parent / "masks"
@@ -85,6 +87,7 @@ def test_masks_of_a_folder_stand_for_those_of_the_table(run: Path, foveate: Comm
     assert content["localisation"]["weight_in_mask"]["lo"] is None  # one patient
 
 
+@pytest.mark.slow
 def test_audits_that_cannot_be_made_are_refused(run: Path, foveate: Command) -> None:
     assert "no such folder" in read_refusal(foveate("audit", run, "--masks", run / "none"))
     message = read_refusal(foveate("audit", run, "--masks", run / "figures"))

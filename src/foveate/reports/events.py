@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from importlib.util import find_spec
@@ -37,10 +38,10 @@ def write_events(fold: Path) -> None:
         fold: folder of the fold.
     """
     layout = FoldLayout(fold)
-    if find_spec("tensorboard") is None or not layout.epochs.is_file():
+    rows = read_rows(layout.epochs) if layout.epochs.is_file() else []
+    if not rows or find_spec("tensorboard") is None:
         return
-    rows = read_rows(layout.epochs)
-    if rows:
+    with contextlib.suppress(ImportError):  # an installation that lacks something of its own
         write_bytes(layout.events, _encode_events(rows, layout.epochs.stat().st_mtime))
 
 

@@ -14,11 +14,10 @@ def describe_audit(content: Mapping[str, Any]) -> list[str]:
     Args:
         content: content of ``audit.json``.
     """
-    lines = []
+    lines = [_describe_localisation(content["localisation"])]
     if content["n_images"]:
-        lines.append(_describe_faithfulness(content))
-    lines.append(_describe_localisation(content["localisation"]))
-    lines.append(_describe_stability(content["stability"]))
+        stable = _describe_stability(content["stability"])
+        lines = [_describe_faithfulness(content), *lines, stable]
     seconds = read_number(content["cost"], "seconds")
     decoded = read_number(content["cost"], "decoded_fraction")
     if seconds is not None:
