@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from foveate.runs.models import find_models as load_model
     from foveate.runs.options import RunOptions
     from foveate.workflows.catalogue import describe_method
+    from foveate.workflows.feature_options import FeatureOptions
+    from foveate.workflows.features import extract_features
     from foveate.workflows.predict import evaluate, predict
 
 _WHERE = {
@@ -53,6 +55,7 @@ _WHERE = {
     "FoveateError": "foveate.errors",
     "NotFitted": "foveate.api.classifier",
     "PredictOptions": "foveate.prediction.options",
+    "FeatureOptions": "foveate.workflows.feature_options",
     "ProgressUpdate": "foveate.messages.display",
     "RunOptions": "foveate.runs.options",
     "add_plugin_folder": "foveate.parts",
@@ -63,6 +66,7 @@ _WHERE = {
     "describe_method": "foveate.workflows.catalogue",
     "doctor": "foveate.api.commands",
     "evaluate": "foveate.workflows.predict",
+    "extract_features": "foveate.workflows.features",
     "init": "foveate.api.commands",
     "list_methods": "foveate.api.commands",
     "load_model": "foveate.runs.models",
@@ -80,6 +84,7 @@ __all__ = [
     "Classifier",
     "EvaluateOptions",
     "Explanation",
+    "FeatureOptions",
     "FoveateError",
     "NotFitted",
     "PredictOptions",
@@ -93,6 +98,7 @@ __all__ = [
     "describe_method",
     "doctor",
     "evaluate",
+    "extract_features",
     "init",
     "list_methods",
     "load_model",

@@ -17,6 +17,8 @@ PARTS: Final = ("method", "encoder", "task")
 """Keys of the config that name a part; the options of a part are a section too."""
 
 METHOD: Final = "glimpse"
+METHOD_OF_FEATURES: Final = "abmil"
+"""The method that is trained on files of features where none is named."""
 COMPARED_METHODS: Final = ("glimpse", "abmil", "downsampled")
 """Methods that `compare` trains where none are named."""
 ENCODER: Final = "auto"

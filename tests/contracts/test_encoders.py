@@ -22,7 +22,8 @@ from foveate.errors import UnknownName
 from foveate.parts import find, names
 from foveate.parts.options import options
 
-ENCODERS = names("encoders")
+ENCODERS = [name for name in names("encoders") if find("encoders", name).reads_pixels]
+"""All but `stored`, which projects the vectors of files and sees no pixels."""
 BY_RESPONSE = {"lite0", "slices"}
 """Encoders whose centres are those of the trained network's response; it pads on one side, so that
 receptive fields lie up to half a stride off. `test_lite0.py` and `test_slices.py` measure them."""

@@ -202,7 +202,7 @@ def test_functions_match_the_commands(
 
 
 def test_every_command_has_a_function() -> None:
-    names = {"methods": "list_methods"}
+    names = {"methods": "list_methods", "features": "extract_features"}
     commands = set(cli.commands) - {"bench"}
     assert {names.get(name, name) for name in commands} <= set(fv.__all__)
     assert fv.list_methods()["glimpse"]

@@ -19,15 +19,16 @@ from foveate.errors import OptionError
 from foveate.parts import PartKind, names
 from foveate.runs.config import RunConfig, TableOptions, build_config
 
-FUNCTIONS = {"methods": "list_methods"}
+FUNCTIONS = {"methods": "list_methods", "features": "extract_features"}
 """Public functions with another name than their command."""
 OF_COMMANDS_ONLY = {"help", "plugins", "config", "name", "markdown"}
 """Parameters of commands alone: help, plug-ins (`add_plugin_folder`), and ways of printing."""
-OF_FUNCTIONS_ONLY = {"on_progress", "more"}
+OF_FUNCTIONS_ONLY = {"on_progress", "more", "encoder_options", "reader_options"}
 OPTIONS: dict[str, type[Any]] = {
     "check": fv.CheckOptions,
     "compare": fv.RunOptions,
     "evaluate": fv.EvaluateOptions,
+    "features": fv.FeatureOptions,
     "predict": fv.PredictOptions,
 }
 """The class of options of each command that has one."""
@@ -45,6 +46,7 @@ def _list_defaults(name: str) -> dict[str, Any]:
     plain = {key: p.default for key, p in arguments.items() if key not in left_out}
     options = [] if plain.pop("options", False) is False else [OPTIONS[name]]
     fields = {f.name: f.default for kind in options for f in dataclasses.fields(kind)}
+    fields = {key: value for key, value in fields.items() if key not in OF_FUNCTIONS_ONLY}
     if name == "compare":  # it has a list of methods instead
         del fields["method"]
     return plain | fields

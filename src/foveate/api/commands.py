@@ -44,7 +44,7 @@ def train(
 ) -> RunResult:
     """Train on a table of images and labels, evaluate on patients never seen, and report.
 
-    The same call continues a run that was stopped.
+    The same call continues a run that was stopped. Files of features (HDF5) stand in for images.
 
     Args:
         table: a CSV, TSV or XLSX file, or a data frame, with a column of paths and one of labels;
@@ -69,14 +69,16 @@ def train(
         Run runs/second: … images of … patients that training never saw: …
     """
     from foveate.reports import write_progress, write_report
+    from foveate.runs.default_method import build_run_config
     from foveate.workflows.train import check_set_aside, run_experiment
 
     out = Path(out)
     nested = nest_options(asdict(options or RunOptions()) | more)
     if table is not None:
         nested["table"] = store_table(table, out) | nested.get("table", {})
-    settings = build_config(merge_config(config, nested))
-    result = run_experiment(settings, out, as_display(on_progress), after_epoch=write_progress)
+    display = as_display(on_progress)
+    settings = build_run_config(merge_config(config, nested), display)
+    result = run_experiment(settings, out, display, after_epoch=write_progress)
     write_report(out)
     check_set_aside(settings, out, result.n_set_aside, result.n_images)
     return result

@@ -30,6 +30,7 @@ from foveate.batch.types import (
     channels_last,
     foreground_weight,
     lay_kernels,
+    list_stored_patches,
     to_rgb,
 )
 from foveate.batch.whole_image import WholeImage
@@ -81,7 +82,8 @@ class Batch:
         shuffle_layout: for the audit: give every patch the place of another one of its image.
         on_progress: called with the share of the step that is done, by methods of long steps.
         store: features of a frozen encoder; with it the batch is `frozen`: nothing is augmented,
-            patches lie in the middle of their cells, and no gradient reaches the encoder.
+            patches lie in the middle of their cells, and no gradient reaches the encoder. A batch
+            of files of features, whose view has a recipe, is always frozen.
         left_out_fold: ``(n,)`` int, the group of images with which each was left out of the fits of
             linear answers; -1 for images that no fit has seen. None where no image has been seen.
 
@@ -116,8 +118,9 @@ class Batch:
         self.device = device
         self._shuffle_layout = shuffle_layout
         self._generators = generators
+        stored = view.recipe is not None
         self.changes = Changes(
-            augment if store is None else "none",
+            augment if store is None and not stored else "none",
             foreground=lambda: [item.contrast > 0 for item in self.items],
             generators=lambda: self.generators,
             device=device,
@@ -125,7 +128,9 @@ class Batch:
         self._reader = PatchReader(
             self.items, view, normalise=normalise, device=device, pool=pool, changes=self.changes
         )
-        self.frozen_features = None if store is None else FrozenFeatures(self._reader, store)
+        self.frozen_features: FrozenFeatures | None = None
+        if store is not None or stored:
+            self.frozen_features = FrozenFeatures(self._reader, store or FeatureStore(None))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -248,10 +253,15 @@ class Batch:
     def cover(self, i: int, offset_um: Sequence[float]) -> Patches:
         """Return the lattice patches of image i that show foreground.
 
+        Of a file of features these are its stored patches, wherever the lattice lies.
+
         Args:
             i: index of the image.
             offset_um: shift of the lattice along each axis.
         """
+        image = self.items[i].image
+        if image.stored is not None:
+            return list_stored_patches(image.stored, image.known_spacing_um)
         return self.place(i, self.items[i].cover_um(self.view, offset_um))
 
     def read_patches(

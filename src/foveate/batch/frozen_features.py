@@ -15,12 +15,21 @@ from foveate.batch.chunks import Chunks
 from foveate.batch.colours import describe_colours
 from foveate.batch.features import FeatureStore
 from foveate.batch.reading import PatchReader
-from foveate.batch.types import Look, Patches, foreground_weight, image_key, to_rgb
+from foveate.batch.types import (
+    Look,
+    Patches,
+    foreground_weight,
+    image_key,
+    reading_pixels,
+    to_rgb,
+)
 from foveate.encoders.base import AbstractEncoder
 
 
 class FrozenFeatures:
     """Glimpses, patches and maps of a batch as a frozen encoder sees them: nothing is augmented.
+
+    The features of files of features are read from there.
 
     Args:
         reader: reads the images.
@@ -60,6 +69,8 @@ class FrozenFeatures:
         """
         if not any(len(part) for part in patches):
             return torch.empty(0, encoder.n_features, device=self._reader.device)
+        if self._reader.view.recipe is not None:
+            return self._read_stored(patches)
         return self.rows("", patches, n_at_once, lambda x: encoder.features(encoder.maps(x)))
 
     def rows(
@@ -92,6 +103,15 @@ class FrozenFeatures:
                 boxes = np.concatenate([of_image.origin_um, of_image.side_um[:, None]], 1)
                 image = f"{kind}{self._image(i)}"
                 rows.append(self._store.rows(image, boxes, functools.partial(compute, i)))
+        return torch.cat(rows).to(self._reader.device)
+
+    def _read_stored(self, patches: Sequence[Patches]) -> Float[Tensor, "n n_features"]:
+        """Read the vectors of patches from files of features, ``(sum n_i, n_features)``."""
+        rows = []
+        for item, of_image in zip(self._reader.items, patches, strict=True):
+            if item.image.stored is not None and of_image.row is not None:
+                with reading_pixels(item):
+                    rows.append(torch.from_numpy(item.image.stored.read(of_image.row)))
         return torch.cat(rows).to(self._reader.device)
 
     def map(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, TooManyOpen, converting
-from foveate.geometry import length_um_from_px
+from foveate.geometry import length_um_from_px, mean_spacing, points_um_from_px
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
+from foveate.images.stored import Recipe, StoredPatches
 from foveate.images.tiling import tile_foreground
 
 Reads = Literal["glimpse", "crops", "bag", "whole"]
@@ -50,6 +51,8 @@ class View:
         axes: number of axes of the images: 2, or 3 for volumes.
         bits: number of bits that count in images of 16 bits (`foveate.images.bit_depth`); None
             where training saw no such image: each image then has its own.
+        recipe: how the vectors of patches were made, for files of features; None for images with
+            pixels.
     """
 
     spacing_um: float
@@ -59,6 +62,7 @@ class View:
     fit: tuple[int, ...] | None = None
     axes: int = 2
     bits: int | None = None
+    recipe: Recipe | None = None
 
     @property
     def patch_um(self) -> float:
@@ -111,22 +115,37 @@ class Patches:
     Attributes:
         origin_um: corners ``(n, d)``.
         side_um: sides ``(n,)``.
+        row: rows ``(n,)`` of the vectors of stored patches; None for patches that are read.
     """
 
     origin_um: Floats
     side_um: Floats
+    row: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.origin_um)
 
     def __getitem__(self, part: slice | NDArray[np.int64]) -> Patches:
-        return Patches(self.origin_um[part], self.side_um[part])
+        row = None if self.row is None else self.row[part]
+        return Patches(self.origin_um[part], self.side_um[part], row)
 
     @property
     def centre_um(self) -> Floats:
         """Return the centres ``(n, d)`` of the patches."""
         centre: Floats = self.origin_um + self.side_um[:, None] / 2
         return centre
+
+
+def list_stored_patches(stored: StoredPatches, spacing_um: Sequence[float]) -> Patches:
+    """Return all patches that an image stores as vectors, in the order of its file.
+
+    Args:
+        stored: the patches of the image.
+        spacing_um: spacing of the image, per axis.
+    """
+    origin_um = points_um_from_px(stored.corner_px0, spacing_um, (0.0,) * len(spacing_um))
+    side_um = length_um_from_px(stored.side_px0, mean_spacing(spacing_um))
+    return Patches(origin_um, np.full(len(stored), side_um), np.arange(len(stored)))
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,10 @@ def estimate_cost(
         if not facts:
             return Cost((), "No estimate: no image can be used.")
         view = choose_view(facts, ViewOptions(assume_spacing_um=assume_spacing_um))
+        if view.recipe is not None:
+            return Cost(
+                (), "No estimate: files of features need no encoding, which takes most time."
+            )
         name = defaults.ENCODER_BY_AXES[view.axes]
         with converting("the estimate of costs"):
             encoder = build_encoder(name, pretrained=False).eval()

@@ -9,7 +9,7 @@ from statistics import median
 from foveate.checks.records import CheckFinding, ImageRecord, Severity
 from foveate.errors import FoveateError, SplitError
 from foveate.images.likeness import ImageFacts
-from foveate.loading.scan import ViewOptions, choose_view
+from foveate.loading.scan import MAY_LACK_SPACING, ViewOptions, choose_view
 from foveate.runs.config import SplitOptions
 from foveate.runs.view_words import describe_bits
 from foveate.table import Case, make_splits, spacing_factor, spacing_for_axes
@@ -97,7 +97,7 @@ def _find_spacing(
     missing = {
         image_id: f"a {records[image_id].kind} that states no pixel size"
         for image_id, um in known.items()
-        if um is None and records[image_id].kind != "picture" and assumed_um is None
+        if um is None and records[image_id].kind not in MAY_LACK_SPACING and assumed_um is None
     }
     yield _build(
         "unusable",
@@ -354,6 +354,6 @@ def list_plan_facts(
             spacing_um = spacing_for_axes(case.spacing_um, axes, case.path)
         elif spacing_um is None and assumed_um is not None:
             spacing_um = (assumed_um,) * axes
-        if spacing_um is not None or record.kind == "picture":
+        if spacing_um is not None or record.kind in MAY_LACK_SPACING:
             facts[case.image_id] = record.as_facts(spacing_um)
     return facts

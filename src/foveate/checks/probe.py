@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from foveate.checks.device import read_origin
-from foveate.checks.records import ImageRecord
+from foveate.checks.records import ImageRecord, Vectors
 from foveate.checks.thumbnail import draw_thumbnail, make_print, scale_to_white
 from foveate.errors import FoveateError, converting
 from foveate.files.identical import companion_folder
@@ -37,6 +37,7 @@ REGION_PX = {2: 256, 3: 32}
 """Side of the regions that are read, by the axes of the image."""
 _REGIONS = 3
 """Regions that are read at random places of every level."""
+_VECTORS_AT_ONCE = 4096
 _LEAST_CONTRAST = 8
 """Contrast in grey levels of 255 from which a pixel of a slide is tissue."""
 
@@ -108,14 +109,29 @@ def _collect(path: Path, messages: list[str]) -> ImageRecord:
             mean=round(float(values.mean()), 4),
             border=round(_measure_border(values), 4),
             foreground=None if tissue is None else round(float(tissue.mean()), 5),
-            blank=is_blank(glimpse),
+            blank=image.stored is None and is_blank(glimpse),
             unknown=round(count.unknown_px / max(count.decoded_px, 1), 5),
             glimpse_s=round(glimpse_s, 4),
             region_s=round(region_s, 5),
             warnings=tuple(messages),
             thumbnail=draw_thumbnail(values, tissue),
             print=make_print(values),
+            vectors=_check_vectors(image),
         )
+
+
+def _check_vectors(image: AbstractImage) -> Vectors | None:
+    """Read all vectors of a file of features, and return the facts about them; None for pixels.
+
+    Raises:
+        UnreadableImage: vectors cannot be decoded, or are no finite numbers.
+    """
+    if image.stored is None:
+        return None
+    stored = image.stored
+    for first in range(0, len(stored), _VECTORS_AT_ONCE):
+        stored.read(np.arange(first, min(first + _VECTORS_AT_ONCE, len(stored))))
+    return (*astuple(stored.recipe), stored.side_px0, stored.patch_px)
 
 
 def _read_regions(image: AbstractImage) -> float:

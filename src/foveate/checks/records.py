@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from foveate.images.likeness import ImageFacts
+from foveate.geometry import length_um_from_px, mean_spacing
+from foveate.images.likeness import ImageFacts, PatchFacts
+from foveate.images.stored import Recipe
 
 Severity = Literal["unusable", "problem", "note"]
 SEVERITIES: tuple[Severity, ...] = ("unusable", "problem", "note")
 """From worst to least: training stops; training or its scores are spoilt; worth knowing."""
+
+Vectors = tuple[str, int, str, str, float, int]
+"""The fields of `Recipe`, then side of a patch in level-0 pixels and in pixels of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class ImageRecord:
         warnings: messages of the reader.
         thumbnail: a JPEG in base64.
         print: the small copy that images are compared by; empty if the image is flat.
+        vectors: facts about the stored patches of a file of features; None for other images.
     """
 
     file_bytes: int
@@ -84,11 +90,12 @@ class ImageRecord:
     warnings: tuple[str, ...]
     thumbnail: str
     print: str
+    vectors: Vectors | None = None
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> ImageRecord:
         """Build a record from plain values, as the journal stores them."""
-        values = {f.name: _freeze(entry[f.name]) for f in fields(cls)}
+        values = {f.name: _freeze(entry[f.name]) for f in fields(cls) if f.name in entry}
         return cls(**values)
 
     def as_facts(self, spacing_um: tuple[float, ...] | None) -> ImageFacts:
@@ -100,8 +107,21 @@ class ImageRecord:
         spacing_um = spacing_um or self.spacing_um
         unit = "px" if spacing_um is None else "um"
         known_um = spacing_um or (1.0,) * len(self.shape)
+        patches = None
+        if self.vectors is not None:
+            encoder, dim, revision, transform, side_px0, patch_px = self.vectors
+            recipe = Recipe(encoder, dim, revision, transform)
+            side_um = length_um_from_px(side_px0, mean_spacing(known_um))
+            patches = PatchFacts(recipe, side_um, patch_px)
         return ImageFacts(
-            self.shape, known_um, unit, self.kind, self.reader, self.channels, bits=self.bits
+            self.shape,
+            known_um,
+            unit,
+            self.kind,
+            self.reader,
+            self.channels,
+            bits=self.bits,
+            patches=patches,
         )
 
 

@@ -10,6 +10,7 @@ import click
 from foveate._version import __version__
 from foveate.cli import commands
 from foveate.cli.demo import demo
+from foveate.cli.features import features
 from foveate.cli.interruption import run_interruptibly
 from foveate.cli.output import outlasting_readers
 from foveate.cli.words import OK, Sectioned
@@ -155,6 +156,7 @@ for command in (
     commands.predict,
     commands.evaluate,
     commands.audit,
+    features,
     commands.methods,
     commands.doctor,
 ):

@@ -15,7 +15,10 @@ _SECTIONS = (*defaults.SECTIONS, "reader", *defaults.PARTS)
 
 
 class Sectioned(click.Command):
-    """A command that also takes ``--section.key value`` for every key of the config."""
+    """A command that also takes ``--section.key value`` for every key of the config.
+
+    Flags of this form that the command declares are its own.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remove the section flags from the arguments, and parse the rest.
@@ -24,14 +27,15 @@ class Sectioned(click.Command):
             OptionError: a section flag has no value, or its section is unknown.
         """
         plain: list[str] = []
+        declared = {flag for parameter in self.params for flag in parameter.opts}
         rest = list(args)
         ctx.obj = {}
         while rest:
             word = rest.pop(0)
-            if not word.startswith("--") or "." not in word.partition("=")[0]:
+            key, equals, value = word.partition("=")
+            if not key.startswith("--") or "." not in key or key in declared:
                 plain.append(word)
                 continue
-            key, equals, value = word.partition("=")
             if not equals:
                 if not rest:
                     raise OptionError(f"{key} needs a value")

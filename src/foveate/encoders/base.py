@@ -45,6 +45,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
 
     Attributes:
         axes: number of axes of the images that it reads, 2 or 3.
+        reads_pixels: whether it computes from pixels; False for vectors that files store.
         dim: length of the vector that `forward` returns.
         strides: input pixels per cell of each map, from fine to coarse.
         map_dims: channels of each map.
@@ -60,6 +61,7 @@ class AbstractEncoder(nn.Module, abc.ABC):
     """
 
     axes: ClassVar[int] = 2
+    reads_pixels: ClassVar[bool] = True
     dim: int
     strides: tuple[int, ...]
     map_dims: tuple[int, ...]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from foveate._version import __version__
-from foveate.errors import BoxError
+from foveate.errors import BoxError, MissingSpacing
 from foveate.exports.base import About, AbstractExport
 from foveate.files.atomic import json_text
 from foveate.geometry import Box, px0_from_um
@@ -72,12 +72,17 @@ def build_geojson(
 
     Raises:
         BoxError: image and evidence differ in their axes.
-        MissingSpacing: the image states no pixel size.
+        MissingSpacing: the image states no pixel size, so level-0 pixels are not known.
     """
     if len(evidence) and evidence.origin_um.shape[1] != image.ndim:
         raise BoxError(
             f"evidence with {evidence.origin_um.shape[1]} axes, image {image.ndim}: give the image "
             "that it was made from"
+        )
+    if image.stored is not None and not image.stored.px0_known:
+        raise MissingSpacing(
+            f"{image.path}: counts in micrometres and states no pixel size of the slide, so nobody "
+            "knows its level-0 pixels: take --export png"
         )
     origin, shift = "slide", (0.0, 0.0)
     if image.bounds_px0 is not None:

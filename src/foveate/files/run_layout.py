@@ -230,6 +230,22 @@ class RunLayout(AbstractLayout):
         yield from map(FoldLayout, sorted(folders, key=lambda p: (len(p.name), p.name)))
 
 
+class FeaturesLayout(AbstractLayout):
+    """The folder of ``features``.
+
+    Attributes:
+        journal: which files are complete, and the settings that they were made with.
+        files: one file of features for each image.
+        table: a row for each file.
+        quarantine: images and rows that were set aside.
+    """
+
+    journal = _Entry("features.jsonl")
+    files = _Entry("features")
+    table = _Entry("features.csv")
+    quarantine = _Entry("quarantine.csv")
+
+
 class ComparisonLayout(AbstractLayout):
     """The folder of ``compare``.
 

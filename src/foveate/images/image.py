@@ -32,8 +32,9 @@ from foveate.geometry import (
 )
 from foveate.images.read_count import ReadCount
 from foveate.images.resample import Pixels, Source, resample_from
+from foveate.images.stored import StoredPatches
 
-Kind = Literal["slide", "picture", "volume"]
+Kind = Literal["slide", "picture", "volume", "features"]
 
 MAX_GLIMPSE_PIXELS = 1 << 26
 """The largest glimpse in pixels, since it must fit in memory; larger ones are refused."""
@@ -62,7 +63,8 @@ class AbstractImage(abc.ABC):
 
     Attributes:
         path: the file.
-        kind: the kind of image. Slides must state their spacing; pictures may lack it.
+        kind: the kind of image. Slides must state their spacing; pictures may lack it. Features are
+            stored patches without pixels; they may lack it too.
         levels: levels of the pyramid, finest first; level 0 is full resolution.
         spacing_um: micrometres per level-0 pixel, per axis; None when the file states none.
         unit: unit of `spacing_um`: ``um``, or ``px`` for pictures without spacing.
@@ -73,6 +75,7 @@ class AbstractImage(abc.ABC):
             for QuPath is shifted by its origin.
         count: counts of the pixels read so far, and the kind of their values.
         disbelieved: the spacing that the file states and that cannot be, in words; else empty.
+        stored: the vectors that stand in for pixels; None for images with pixels.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class AbstractImage(abc.ABC):
     reader: str
     bounds_px0: Box | None = None
     disbelieved: str = ""
+    stored: StoredPatches | None = None
 
     def __init__(self) -> None:
         self.count = ReadCount()

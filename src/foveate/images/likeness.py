@@ -10,6 +10,7 @@ import numpy as np
 from foveate.geometry import anisotropy, long_side, mean_spacing, size_um_from_shape
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
+from foveate.images.stored import Recipe
 
 _SIZE_FACTOR, _SPACING_FACTOR = 10.0, 4.0
 _ANISOTROPY_FACTOR, _SLICES_FACTOR = 4.0, 10.0
@@ -31,6 +32,21 @@ _BLANK = 0.03
 
 
 @dataclass(frozen=True)
+class PatchFacts:
+    """Facts about the patches of a file of features.
+
+    Attributes:
+        recipe: how their vectors were made.
+        side_um: side of a patch (where the unit of the image is ``px``: in level-0 pixels).
+        patch_px: side of a patch in the pixels that the encoder saw.
+    """
+
+    recipe: Recipe
+    side_um: float
+    patch_px: int
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """Facts that one open image states about itself.
 
@@ -42,6 +58,7 @@ class ImageFacts:
         bits: how many of its 16 bits the image uses; None for images of 8 bits.
         factor: the table's spacing divided by the file's, where they differ; else None.
         values: the kind of a volume's values (`images.read_count.VALUES`); None if not known.
+        patches: facts about patches that are stored as vectors; None for images with pixels.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +71,7 @@ class ImageFacts:
     bits: int | None = None
     factor: float | None = None
     values: str | None = None
+    patches: PatchFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,8 @@ def describe_unlikeness(image: AbstractImage, glimpse: Pixels, training: Trained
     differences = [] if training is None else training.differences(image, glimpse)
     # A volume may have few slices; a picture of a few rows shows nothing.
     side = min(image.shape) if image.ndim == 2 else max(image.shape)
+    if image.stored is not None:
+        return "; ".join(differences)  # there are no pixels to be blank
     if side < _MIN_SIDE_PX:
         differences.append(f"tiny ({' x '.join(map(str, image.shape))} pixels)")
     elif is_blank(glimpse):

@@ -25,7 +25,9 @@ from foveate.table import (
 _TABLES = (".csv", ".tsv", ".xlsx")
 
 
-def gather_cases(paths: Sequence[Path], labels: LabelRules | None = None) -> CaseTable:
+def gather_cases(
+    paths: Sequence[Path], labels: LabelRules | None = None, images: Path | None = None
+) -> CaseTable:
     """Gather cases from files, folders and tables, and the rows of tables that cannot be used.
 
     A broken link is a case, too: prediction sets it aside. Results of foveate are left out.
@@ -33,6 +35,7 @@ def gather_cases(paths: Sequence[Path], labels: LabelRules | None = None) -> Cas
     Args:
         paths: image files, folders of images, and tables.
         labels: rules for the labels of tables; by default they may be anything.
+        images: folder that paths in tables are relative to; by default that of the table.
 
     Raises:
         ImageNotFound: a path does not exist.
@@ -47,7 +50,7 @@ def gather_cases(paths: Sequence[Path], labels: LabelRules | None = None) -> Cas
         if is_result(path):
             results.append(path)
         elif path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, labels=rules, is_image=is_image_folder))
+            tables.append(read_cases(path, images=images, labels=rules, is_image=is_image_folder))
         else:
             tables.append(cases_from_folder(path, is_image_folder))
     if results and not tables:

@@ -26,6 +26,7 @@ from foveate.images.image import AbstractImage
 from foveate.images.likeness import judge_colours
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
+from foveate.loading.stored_view import refuse_misfit
 from foveate.readers import ReaderOptions
 from foveate.table import Case
 
@@ -186,6 +187,11 @@ class CaseLoader:
                 f"{case.path}: has {image.ndim} axes, but the model reads images of "
                 f"{self.view.axes}: leave it out, or take a model that was trained on such"
             )
+        try:
+            refuse_misfit(image, self.view)
+        except UnsupportedFormat:
+            image.close()
+            raise
         if image.unit != self.view.unit:
             image.close()
             raise MissingSpacing(_describe_wrong_unit(case, self.view))

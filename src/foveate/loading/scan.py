@@ -24,6 +24,7 @@ from foveate.images.bit_depth import used_bits
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import ImageFacts
 from foveate.images.respaced import RespacedImage, fit_to_shape
+from foveate.loading.stored_view import choose_stored_view, note_patches, refuse_pixels
 from foveate.messages.display import OnProgress
 from foveate.parts.options import Within
 from foveate.readers import ReaderOptions, open_image
@@ -33,6 +34,8 @@ from foveate.wording import one_line
 _THREADS = 4
 _SIDES_PX = {2: (224, 512), 3: (32, 96)}
 """Default side of a patch and long side of a glimpse, by the axes of the images."""
+MAY_LACK_SPACING = ("picture", "features")
+"""Kinds of images whose lengths count in pixels where they state no spacing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def open_case(
 ) -> AbstractImage:
     """Open a case's image with the table's spacing, else the file's, else the assumed one.
 
-    The unit of pictures without spacing is the pixel.
+    The unit of pictures and files of features without spacing is the pixel.
 
     Args:
         case: the row of the image.
@@ -117,7 +120,8 @@ def _choose_spacing(
     assume_spacing_um: float | None,
     assume_for: Sequence[str] | None,
 ) -> AbstractImage:
-    if case.spacing_um is not None:
+    moves = image.stored is None or not image.stored.in_um
+    if case.spacing_um is not None and moves:
         return RespacedImage(
             image, spacing_for_axes(case.spacing_um, image.ndim, case.path), unit="um"
         )
@@ -127,7 +131,7 @@ def _choose_spacing(
         return image
     if assume_spacing_um is not None and (assume_for is None or image.kind in assume_for):
         return RespacedImage(image, (assume_spacing_um,) * image.ndim, unit="um")
-    if image.kind == "picture":
+    if image.kind in MAY_LACK_SPACING:
         return RespacedImage(image, (1.0,) * image.ndim, unit="px")
     raise MissingSpacing(
         f"{case.path}: a {image.kind} that states {image.disbelieved or 'no pixel size'}. Give it "
@@ -204,12 +208,18 @@ def choose_view(facts: Iterable[ImageFacts], options: ViewOptions) -> View:
         )
     if axes == {3} and options.fit is not None:
         raise OptionError("view.fit: is for pictures; leave it out, volumes have a size")
+    stored = any(f.patches is not None for f in known)
+    if stored:
+        refuse_pixels(known)
     units = {f.unit for f in known}
     if len(units) > 1:
         raise OptionError(
             "some images state micrometres per pixel and some do not: give the missing ones in a "
             "column 'mpp', or bring all pictures to one size with --view.fit 1024x1024"
         )
+    if stored:
+        set_options = [key for key, value in vars(options).items() if value is not None]
+        return choose_stored_view(known, [k for k in set_options if k != "assume_spacing_um"])
     finest = statistics.median(mean_spacing(f.spacing_um) for f in known)
     extent_um = statistics.median(long_side(f.shape, f.spacing_um) for f in known)
     # Pictures that are resampled to one size are read at that size, whatever their sizes were.
@@ -261,6 +271,7 @@ def _read_facts(case: Case, options: ViewOptions, readers: ReaderOptions | None)
             used_bits(image),
             stated_factor(case, image),
             _read_kind_of_values(image),
+            note_patches(image),
         )
 
 

@@ -160,6 +160,7 @@ class AbstractMethod(nn.Module, abc.ABC):
         summary: one line for ``foveate methods``.
         meets: how the method meets each of the five requirements.
         axes: numbers of axes that the images may have.
+        needs_pixels: False if all comes through `Bag`, so that files of features suffice.
         learns_frozen: whether the method learns anything by steps while the encoder is frozen.
         fits_glimpses: whether `fit_start` fits anything to the features of all glimpses.
         encoder_defaults: options of encoders that this method needs; those of the user win.
@@ -170,6 +171,7 @@ class AbstractMethod(nn.Module, abc.ABC):
     summary: ClassVar[str]
     meets: ClassVar[Requirements] = Requirements()
     axes: ClassVar[frozenset[int]] = frozenset({2, 3})
+    needs_pixels: ClassVar[bool] = True
     learns_frozen: ClassVar[bool] = True
     fits_glimpses: bool = False
     encoder_defaults: ClassVar[Mapping[str, object]] = MappingProxyType({})
@@ -294,6 +296,7 @@ class AbstractBagMethod(AbstractMethod):
     """
 
     reads = frozenset({"glimpse", "bag"})
+    needs_pixels = False
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Ips(AbstractMethod):
     """
 
     reads = frozenset({"glimpse", "bag"})
+    needs_pixels = False
     summary = "scans all patches without gradient, keeps the best, relates and pools them"
     meets = Requirements(
         relevant_parts="partly",

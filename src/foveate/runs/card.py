@@ -12,6 +12,7 @@ from foveate.errors import CheckpointError
 from foveate.files.fields import Fields, read_fields
 from foveate.images.likeness import COLOURS, TrainedOn
 from foveate.images.read_count import VALUES
+from foveate.images.stored import Recipe
 
 SCHEMA = 1
 _SIDE_PX = (16, 65536)
@@ -132,6 +133,18 @@ def parse_view(fields: Fields) -> View:
         fit=fit,
         axes=axes,
         bits=fields.integer("bits", 8, 16) if _has(fields, "bits") else None,
+        recipe=_parse_recipe(fields.part("recipe")) if _has(fields, "recipe") else None,
+    )
+
+
+def _parse_recipe(fields: Fields) -> Recipe:
+    """Read how the vectors of files of features were made."""
+    fields.only(tuple(Recipe.__dataclass_fields__))
+    return Recipe(
+        encoder=fields.text("encoder", may_be_empty=True),
+        dim=fields.integer("dim", 1, 1 << 16),
+        revision=fields.text("revision", may_be_empty=True),
+        transform=fields.text("transform", may_be_empty=True),
     )
 
 

@@ -11,6 +11,7 @@ from foveate import defaults
 from foveate.batch import View
 from foveate.errors import OptionError
 from foveate.exports import build_exports
+from foveate.images.stored import Recipe
 from foveate.loading.scan import ViewOptions
 from foveate.parts import find, names
 from foveate.parts.options import options, parse_options
@@ -147,6 +148,8 @@ _SECTIONS: dict[str, type[Any]] = {
     "train": TrainOptions,
 }
 _PLAIN = ("heatmaps", "export", "permute_labels", "refit", "max_failed")
+STORED = "stored"
+"""The encoder of files of features."""
 _PACKAGES = {"method": "methods", "encoder": "encoders", "task": "tasks"}
 
 
@@ -254,19 +257,46 @@ def _check_part_options(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     return RunConfig(**values)
 
 
-def settle_encoder(config: RunConfig, axes: int) -> RunConfig:
+def settle_encoder(config: RunConfig, axes: int, recipe: Recipe | None = None) -> RunConfig:
     """Return the config with encoder ``auto`` replaced by the one for images of `axes` axes.
 
     Args:
         config: options of the run.
         axes: axes of its images, 2 or 3.
+        recipe: how the vectors were made, if they are files of features.
+
+    Raises:
+        OptionError: the encoder that the config names does not fit images or files of features.
     """
+    if recipe is not None:
+        return _settle_stored(config, recipe)
+    if config.encoder == STORED:
+        raise OptionError(
+            f"encoder: '{STORED}' is for files of features, these are images with pixels: take "
+            "--encoder lite0"
+        )
     if config.encoder != "auto":
         return config
     named = replace(config, encoder=defaults.ENCODER_BY_AXES[axes])
     return replace(
         named, encoder_options=fill_encoder_options(named, find("methods", config.method))
     )
+
+
+def _settle_stored(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """Return the config with the encoder of files of features, for vectors of a recipe.
+
+    Raises:
+        OptionError: the config names an encoder of pixels.
+    """
+    if config.encoder not in ("auto", STORED):
+        raise OptionError(
+            f"encoder: '{config.encoder}' reads pixels, but the table names files of features, "
+            f"{recipe.describe()}: leave out --encoder, or give a table of images"
+        )
+    named = replace(config, encoder=STORED)
+    options = fill_encoder_options(named, find("methods", config.method))
+    return replace(named, encoder_options=options | {"stored_dim": recipe.dim})
 
 
 def make_card(

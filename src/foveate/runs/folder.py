@@ -44,6 +44,7 @@ _LIBRARIES = (
     "openslide-python",
     "tifffile",
     "imagecodecs",
+    "h5py",
 )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate import defaults
 from foveate.batch import View
 from foveate.errors import OptionError, TrainingError
 from foveate.files.atomic import write_json
@@ -15,11 +16,11 @@ from foveate.files.run_layout import RunLayout
 from foveate.images.likeness import ImageFacts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, OnProgress, SetAsideMessages
-from foveate.parts import find
+from foveate.parts import find, names
 from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
 from foveate.runs.checkpoint import build_model
-from foveate.runs.config import RunConfig, make_card, settle_encoder
+from foveate.runs.config import STORED, RunConfig, make_card, settle_encoder
 from foveate.runs.division import divide_images, save_division
 from foveate.runs.fingerprint import list_files, note_inputs, save_inputs
 from foveate.runs.folder import make_quarantine_row
@@ -62,11 +63,15 @@ def settle_plan(run: NewRun) -> None:
         TrainingError: no image can be read.
     """
     config, display = run.config, run.display
-    axes = _find_axes(run, settle_encoder(config, 2))
+    axes = 2
+    if config.encoder != STORED:
+        axes = _find_axes(run, settle_encoder(config, 2))
     scan, quarantine = _open_all(run)
     view = choose_view(scan.facts.values(), config.view)
-    if config.encoder == "auto":
-        axes = _find_axes(run, settle_encoder(config, view.axes))
+    _check_pixels(run, view)
+    settled = settle_encoder(config, view.axes, view.recipe)
+    if config.encoder in ("auto", STORED):
+        axes = _find_axes(run, settled)
     _check_axes(run, view, axes)
     _describe_choices(run, view, scan)
     usable = [case for case in run.table.cases if case.image_id in scan.facts]
@@ -118,9 +123,22 @@ def _check_axes(run: NewRun, view: View, axes: int) -> None:
         )
 
 
+def _check_pixels(run: NewRun, view: View) -> None:
+    """Raise `OptionError` if the method needs pixels, and the images are files of features."""
+    method = run.config.method
+    if view.recipe is None or not find("methods", method).needs_pixels:
+        return
+    others = [name for name in names("methods") if not find("methods", name).needs_pixels]
+    raise OptionError(
+        f"method: '{method}' reads pixels, but the table names files of features, which hold none: "
+        f"take --method {defaults.METHOD_OF_FEATURES} (or {', '.join(others)})"
+    )
+
+
 def _describe_choices(run: NewRun, view: View, scan: Scan) -> None:
     """Display encoder and view, and warn of images that would be shown dark."""
-    run.display.say(f"encoder: {settle_encoder(run.config, view.axes).encoder}")
+    settled = settle_encoder(run.config, view.axes, view.recipe)
+    run.display.say(f"encoder: {settled.encoder}")
     run.display.say(describe_view(view, [fact.shape for fact in scan.facts.values()]))
     if warning := describe_bits(scan.facts):
         run.display.say(warning)

@@ -91,7 +91,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         splits.check(list(cases.values()))
     except SplitError as error:
         raise SplitError(f"{run.splits}: {error}") from None
-    settled = settle_encoder(config, view.axes)
+    settled = settle_encoder(config, view.axes, view.recipe)
     methods = config.method_options | content.options("method_options")
     facts = parse_trained_on(content.part("trained_on")) if "trained_on" in content else None
     return Plan(

@@ -161,7 +161,12 @@ class Schedule:
 
 
 def settle_schedule(
-    options: TrainOptions, n_images: int, *, pretrained: bool, learns_frozen: bool = True
+    options: TrainOptions,
+    n_images: int,
+    *,
+    pretrained: bool,
+    learns_frozen: bool = True,
+    learns_pixels: bool = True,
 ) -> Schedule:
     """Settle the schedule: fill in what the options leave open.
 
@@ -173,6 +178,7 @@ def settle_schedule(
         n_images: number of images of the training part.
         pretrained: whether the encoder is pretrained.
         learns_frozen: whether the method has anything to learn while the encoder is frozen.
+        learns_pixels: whether the encoder sees pixels, so that it can be trained end to end.
 
     Raises:
         OptionError: a network from scratch would learn nothing.
@@ -191,6 +197,8 @@ def settle_schedule(
         frozen = min(max(_FROZEN_STEPS // steps, 8), 40)
     least = 2 if n_images < 2 * _SEEN_END_TO_END else 1
     passes = min(max(_SEEN_END_TO_END // max(n_images, 1), least), 6) if pretrained else 30
+    if not learns_pixels:
+        passes = 0  # the frozen start learns all there is
     average = options.average
     return Schedule(
         frozen_epochs=frozen,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from foveate.batch import View
 from foveate.geometry import length_mm_from_um
 from foveate.images.likeness import ImageFacts
+from foveate.images.stored import Recipe
 from foveate.wording import several
 
 
@@ -25,6 +26,8 @@ def describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
             f"view: cubes of {view.patch_px} voxels of {spacing_mm:g} mm, "
             f"glimpse at {glimpse_mm:g} mm"
         )
+    if view.recipe is not None:
+        return _describe_stored(view, view.recipe)
     unit = "um per pixel" if view.unit == "um" else "pixels of the picture per pixel"
     text = (
         f"view: patches of {view.patch_px} px at {view.spacing_um:g} {unit}, "
@@ -37,6 +40,25 @@ def describe_view(view: View, shapes: Sequence[tuple[int, ...]]) -> str:
     text += "\nno spacing: these pictures state no pixel size, so lengths count in pixels"
     if view.fit is None and len(set(shapes)) > 1:
         text += "; their sizes differ: if size could give the class away, use --view.fit 1024x1024"
+    return text
+
+
+def _describe_stored(view: View, recipe: Recipe) -> str:
+    """Describe the patches of files of features, and what their files do not state."""
+    text = (
+        f"files of features: {recipe.describe()} for each patch of {view.patch_px} px at "
+        f"{view.spacing_um:.4g} {'um per pixel' if view.unit == 'um' else 'level-0 pixels'}"
+    )
+    if not recipe.encoder:
+        text += (
+            "\nwarning: the files do not name their encoder: make sure that one encoder made all, "
+            "also of images to predict"
+        )
+    if view.unit == "px":
+        text += (
+            "\nno spacing: the files state no pixel size, so places count in level-0 pixels; a "
+            "column 'mpp' can give it"
+        )
     return text
 
 

@@ -10,7 +10,7 @@ from foveate.errors import TableError
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import NamedColumns, choose_patient, header_names, recognise
 from foveate.table.doubtful import doubt_missing, doubt_none, doubt_spellings
-from foveate.table.files import Finder, file_ids, image_files, is_result, safe_id
+from foveate.table.files import Finder, file_ids, find_files, is_result, safe_id
 from foveate.table.folds import Fold, Splits, load_splits, save_splits
 from foveate.table.identical import patient_names
 from foveate.table.join_splits import join_splits
@@ -137,7 +137,8 @@ def cases_from_folder(
 ) -> CaseTable:
     """Make a case without a label of each file below a folder that could be an image.
 
-    Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped.
+    Hidden files, sidecars (JSON, CSV, XML …) and the companion folders of slides are skipped. In a
+    folder without images, files of features are the cases.
 
     Args:
         folder: the folder, or one image file, which is one case.
@@ -151,7 +152,7 @@ def cases_from_folder(
     one, results = not folder.is_dir() or is_image(folder), list[Path]()
     paths = [folder]
     if not one:
-        paths = list(image_files(folder, is_image=is_image, on_results=results.append))
+        paths = find_files(folder, is_image, results.append)
     if not paths:
         raise TableError(
             f"{folder} holds no file that could be an image: give the folder of the images, or a "

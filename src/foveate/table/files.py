@@ -72,6 +72,7 @@ def image_files(
     deep: bool = True,
     is_image: Callable[[Path], bool] = lambda _: False,
     on_results: Callable[[Path], object] = lambda _: None,
+    wanted: Callable[[str], bool] = lambda name: not _accompanies(name),
 ) -> Iterator[Path]:
     """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
@@ -83,6 +84,7 @@ def image_files(
         deep: whether to search the folders below too.
         is_image: returns whether a folder below is one image; nothing in it is listed then.
         on_results: called with each folder of results that is skipped.
+        wanted: returns whether a file of this name is yielded; by default images.
 
     Raises:
         TableError: the folder holds too many files.
@@ -106,7 +108,7 @@ def image_files(
                 f"{folder} holds more than {_MAX_ENTRIES} files: name the folder of the images"
             )
         for name in sorted(names):
-            if not _accompanies(name):
+            if wanted(name):
                 yield Path(parent, name)
 
 
@@ -168,6 +170,31 @@ def _accompanies(name: str) -> bool:
     return name.startswith(".") or sidecar or _SIDECAR_NAMES.fullmatch(name) is not None
 
 
+def find_files(
+    folder: Path, is_image: Callable[[Path], bool], on_results: Callable[[Path], object]
+) -> list[Path]:
+    """Return the files in a folder that could be images, as `image_files` yields them.
+
+    Where none of them has the suffix of an image, files of features stand in for images.
+
+    Args:
+        folder: the folder to search, with the folders below.
+        is_image: returns whether a folder below is one image.
+        on_results: called with each folder of results that is skipped.
+
+    Raises:
+        TableError: the folder holds too many files.
+    """
+    files = list(image_files(folder, is_image=is_image, on_results=on_results))
+    if not any(path.is_dir() or stem(path.name) != path.name for path in files):
+        files = list(image_files(folder, wanted=_is_feature_file)) or files
+    return files
+
+
+def _is_feature_file(name: str) -> bool:
+    return name.lower().endswith(".h5") and not name.startswith(".")
+
+
 def safe_id(name: str) -> str:
     """Convert a name to an id that is safe as a file name, for reports and heatmaps.
 
@@ -206,7 +233,8 @@ class Finder:
 
     A value with folders names a file in folders of the same names. In a path of another machine,
     folders that exist only there are ignored. Letters are compared after `clean`, since macOS
-    encodes a letter such as ``ä`` in another way than tables do.
+    encodes a letter such as ``ä`` in another way than tables do. In a folder of features without
+    images, the features stand in for the images of the same names.
 
     Attributes:
         base: the folder of the images.
@@ -216,6 +244,7 @@ class Finder:
     base: Path
     is_image: Callable[[Path], bool] = lambda _: False
     _by_name: dict[str, list[Path]] | None = field(default=None, init=False)
+    _stand_in: bool = field(default=False, init=False)
 
     def find(self, value: str) -> Path | None:
         """Find the file that a value means, or None.
@@ -230,7 +259,7 @@ class Finder:
             return direct
         name = PurePosixPath(value.replace("\\", "/")).name
         matches = self._below(value, name)
-        if not matches and (features or stem(name) == name):
+        if not matches and (features or self._stand_in or stem(name) == name):
             matches = self._below(value, stem(name))
         if len(matches) > 1:
             wanted = stem(value.replace("\\", "/"))
@@ -288,7 +317,8 @@ class Finder:
         """Return all files below the folder by their cleaned names, listed on first use."""
         if self._by_name is None:
             self._by_name = {}
-            for path in image_files(self.base):
+            for path in find_files(self.base, lambda _: False, lambda _: None):
+                self._stand_in |= _is_feature_file(path.name)
                 for name in {clean(path.name), clean(stem(path.name))}:
                     self._by_name.setdefault(name, []).append(path)
         return self._by_name

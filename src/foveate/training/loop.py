@@ -167,6 +167,7 @@ class Trainer:
             n_images,
             pretrained=self.pretrained,
             learns_frozen=self.model.method.learns_frozen,
+            learns_pixels=self.model.method.encoder.reads_pixels,
         )
 
     def display_of(self, n_images: int) -> StageDisplay:
