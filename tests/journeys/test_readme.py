@@ -41,9 +41,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "init": (),
     "check": (),
     "train": SMALL,
-    "compare": (*("--methods", "mil_mean,mil_max"), *SMALL_COMPARED),
+    "compare": (*("--methods", "abmil,mil_max"), *SMALL_COMPARED),
     "predict": ("--heatmaps", "1"),
     "evaluate": (),
+    "audit": ("--images", "2"),
+    "report": (),
+    "features": ("--view.patch-px", "32"),
     "methods": (),
     "doctor": (),
 }
@@ -108,7 +111,8 @@ def test_the_readme_runs(folder: Path, foveate: Callable[..., Completed]) -> Non
         _, name, *words = command.split()
         ended = foveate(name, *words, *FLAGS[name])
         assert ended.returncode in CODES.get(name, (0,)), f"{command}: {ended.stderr}"
-    assert (folder / "runs" / "first" / "report.html").is_file()
+    for page in ("runs/first/report.html", "all.html", "vectors/features.csv"):
+        assert (folder / page).is_file()
     for out in ("out", "external"):
         assert (folder / out / "predictions.csv").is_file()
 
