@@ -80,6 +80,17 @@ def test_a_small_preview_behind_a_picture_is_ignored(tmp_path: Path, kind: str) 
     assert read(tmp_path / "a.img").shape == (64, 64, 3)
 
 
+def test_a_damaged_thumbnail_beyond_the_file_does_not_hide_the_picture(tmp_path: Path) -> None:
+    one, preview = frames(64, 32)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for picture in (one, preview):
+            file.write(np.asarray(picture), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(path, mode="r+b") as stored:
+        stored.pages[1].aspage().tags["StripOffsets"].overwrite(2**63 + 5)
+    np.testing.assert_array_equal(read(path), np.asarray(one))
+
+
 def test_a_preview_within_a_jpeg_is_no_end(tmp_path: Path) -> None:
     """EXIF blocks hold a JPEG with an end mark of its own, before the pixels."""
     one, preview = frames(64, 60)

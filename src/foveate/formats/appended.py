@@ -57,10 +57,12 @@ def find_appended_tiff(path: Path, pages: list[Any]) -> int | None:
         ends += map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
         ends += [tag.valueoffset + tag.valuebytecount for tag in page.tags]
         ends += [tag.offset + _ENTRY_BYTES for tag in page.tags]
+    size = path.stat().st_size
+    end = max((end for end in ends if end <= size), default=size)  # a damaged page may lie beyond
     with path.open("rb") as file:
-        file.seek(max(ends))
+        file.seek(end)
         gap = file.read(_MAX_TIFF_GAP_BYTES)
-    starts = [max(ends) + at for mark in TIFF_MARKS if (at := gap.find(mark)) >= 0]
+    starts = [end + at for mark in TIFF_MARKS if (at := gap.find(mark)) >= 0]
     return min(starts) if starts and not _repeats(path, min(starts)) else None
 
 
