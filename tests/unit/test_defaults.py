@@ -25,6 +25,7 @@ OF_COMMANDS_ONLY = {"help", "plugins", "config", "name", "markdown"}
 """Parameters of commands alone: help, plug-ins (`add_plugin_folder`), and ways of printing."""
 OF_FUNCTIONS_ONLY = {"on_progress", "more", "encoder_options", "reader_options"}
 OPTIONS: dict[str, type[Any]] = {
+    "audit": fv.AuditOptions,
     "check": fv.CheckOptions,
     "compare": fv.RunOptions,
     "evaluate": fv.EvaluateOptions,

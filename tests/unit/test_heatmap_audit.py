@@ -18,6 +18,7 @@ from foveate.evaluation.stability import correlate_answers, correlate_evidence, 
 from foveate.geometry import Box, Frame
 from foveate.images.covered import Cover, CoveredImage
 from foveate.images.evidence import Evidence
+from foveate.images.stored import Recipe, StoredPatches
 from foveate.metrics import measure_mean
 from foveate.workflows.audit_words import describe_audit
 from helpers.images import PyramidImage, build_pyramid
@@ -60,6 +61,20 @@ def test_volumes_are_covered_alike() -> None:
     seen = CoveredImage(image, cover).read(Box((0, 0, 0), (6, 6, 6), Frame.PX, 0))
     assert seen.sum() == 6**3 - 8
     assert not seen[1:3, 2:4, 3:5].any()
+
+
+def test_stored_patches_in_covered_boxes_have_the_mean_vector() -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+    corners = np.array([[0.0, 0.0], [0.0, 8.0], [8.0, 0.0], [8.0, 8.0]])
+    image = PyramidImage(np.ones((16, 16, 1), np.uint8), spacing_um=(0.5, 0.5), background=[0])
+    image.stored = StoredPatches(
+        Recipe("e", 3), corners, 8.0, 8, False, True, lambda rows: vectors[rows]
+    )
+    covered = CoveredImage(image, Cover(np.array([[0.0, 4.0]]), np.array([[4.0, 4.0]])))
+    assert covered.stored is not None
+    seen = covered.stored.read(np.array([3, 1, 0]))
+    np.testing.assert_allclose(seen, [vectors[3], vectors.mean(0), vectors[0]])
+    np.testing.assert_array_equal(image.stored.read(np.arange(4)), vectors)
 
 
 # -- faithfulness ----------------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveate.geometry import points_px_from_um, spacing_um_from_downsample
+from foveate.geometry import points_px_from_um, points_um_from_px, spacing_um_from_downsample
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
+from foveate.images.stored import StoredPatches, Vectors
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Cover:
 class CoveredImage(AbstractImage):
     """An image in which boxes are covered.
 
+    Patches that a file stores as vectors have no pixels: those whose corners are corners of the
+    boxes get the mean vector of the image.
+
     Args:
         image: the image, which stays open.
         cover: the boxes.
@@ -70,6 +75,20 @@ class CoveredImage(AbstractImage):
         self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
         self.bounds_px0, self.count = image.bounds_px0, image.count
         self.spacing_um, self.unit = image.spacing_um, image.unit
+        self.stored = None if image.stored is None else self._cover_stored(image.stored)
+
+    def _cover_stored(self, stored: StoredPatches) -> StoredPatches:
+        """Return stored patches of which those in boxes have the mean vector of the image."""
+        spacing_um, corner = self.known_spacing_um, (0.0,) * self.ndim
+        origin_um = points_um_from_px(stored.corner_px0, spacing_um, corner)
+        places = {tuple(place) for place in np.round(self._cover.origin_um, 2).tolist()}
+        covered = np.array([tuple(at) in places for at in np.round(origin_um, 2).tolist()], bool)
+        mean = stored.read(np.arange(len(stored))).mean(0)
+
+        def read(rows: NDArray[np.int64]) -> Vectors:
+            return np.where(covered[rows, None], mean, stored.read(rows)).astype(np.float32)
+
+        return replace(stored, read=read)
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
