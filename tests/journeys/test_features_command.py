@@ -38,12 +38,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def slides(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of three slides with labels."""
-    rows = read_rows(tiny_cohort)[:3]
+    cohort = read_rows(tiny_cohort)
+    rows = [*cohort[:2], next(row for row in cohort if row["label"] != cohort[0]["label"])]
     table = tmp_path_factory.mktemp("three") / "labels.csv"
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(row | {"path": str(tiny_cohort.parent / row["path"])} for row in rows)
+        writer.writerows(row | {"file": str(tiny_cohort.parent / row["file"])} for row in rows)
     return table
 
 
