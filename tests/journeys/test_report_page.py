@@ -66,8 +66,8 @@ def test_page_fits_and_shows_everything(width, tmp_path):
     assert match, out[-500:]
     measured = json.loads(unescape(match[1]))
     assert measured["width"] <= width
-    assert (measured["pictures"], measured["broken"], measured["fetched"]) == (12, 0, [])
-    assert measured["sections"] == 11
+    assert (measured["pictures"], measured["broken"], measured["fetched"]) == (13, 0, [])
+    assert measured["sections"] == 12
     assert measured["scripts"] == 1
 
 

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def check_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check each call, however many other tests have made."""
+    monkeypatch.setattr("check_axes._EVERY", 1)
+
+
 def test_equal_axes_must_have_equal_sizes() -> None:
     with pytest.raises(jaxtyping.TypeCheckError, match="expectation"):
         expectation(torch.full((1, 2), 0.5), torch.zeros(1, 3, 4))

@@ -64,9 +64,10 @@ def test_pixels_of_another_size_are_unlike_the_training_from_a_factor_of_four(
     training = TrainedOn(
         n=9, kinds=("slide",), channels=(3,), unit="um", spacing_um=(0.5, 0.5), side_um=(1.0, 1e6)
     )
-    image = PyramidImage(np.zeros((64, 64, 3), np.uint8), spacing_um=(spacing_um, spacing_um))
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    image = PyramidImage(pixels, spacing_um=(spacing_um, spacing_um))
     image.kind = "slide"
-    words = [text for text in training.differences(image) if text.startswith("pixels of ")]
+    words = [text for text in training.differences(image, pixels) if text.startswith("pixels of ")]
     assert bool(words) is unlike
 
 

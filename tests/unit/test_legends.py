@@ -52,7 +52,8 @@ def figures(tmp_path, folds):
     run = read_run(handmade_run(tmp_path / f"run{folds}", folds=folds))
     small = (5.2, 4.0)
     yield draw((10.6, 6.2), plot_training, run.folds)
-    yield draw(small, plot_calibration, bins)
+    yield draw(small, plot_calibration, bins, [])
+    yield draw(small, plot_calibration, bins, bins[::2])
     yield draw(small, _draw_answers, np.random.default_rng(0).normal(size=(30, 2)))
     for k in (2, 3, 8):
         answers = random_answers(k, folds)

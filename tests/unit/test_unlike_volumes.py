@@ -133,8 +133,10 @@ def test_a_short_picture_is_unlike_pictures_of_the_same_long_side() -> None:
         short_side_um=(800.0, 900.0),
     )
     pixels = np.random.default_rng(0).integers(0, 255, (40, 900, 3), np.uint8)
-    assert training.differences(PyramidImage(pixels)) == ["a short side of 40 um, not 800 to 900"]
-    assert training.differences(PyramidImage(pixels.repeat(3, axis=0))) == []
+    flat = PyramidImage(pixels)
+    assert training.differences(flat, pixels) == ["a short side of 40 um, not 800 to 900"]
+    higher = pixels.repeat(3, axis=0)
+    assert training.differences(PyramidImage(higher), higher) == []
 
 
 def test_models_of_older_versions_flag_what_they_know(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedFormat
 from foveate.readers import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -55,7 +56,6 @@ CONTENTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a.czi": (b"ZISRAWFILE", ("CZI", "export it from ZEN as OME-TIFF")),
     "a.npy": (b"\x93NUMPY\1\0", ("NumPy", "save them as TIFF or PNG")),
     "a.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", ("JPEG 2000", "convert it to tiled TIFF")),
-    "a.ims": (b"\x89HDF\r\n\x1a\n", ("HDF5", "export the image from it as TIFF")),
     "a.img": (bytes(344) + b"ni1\0", ("NIfTI in two files", "save it as one .nii.gz")),
 }
 """By the name of a file: its first bytes, and what its refusal says."""
@@ -70,6 +70,14 @@ def test_formats_that_are_not_read(tmp_path: Path, name: str) -> None:
     for word in words:
         assert word in str(caught.value)
     assert "Olympus" not in str(caught.value)
+
+
+def test_an_image_in_hdf5_is_to_be_exported(tmp_path: Path) -> None:
+    """Imaris stores images in HDF5, as the programs that store features do."""
+    with h5py.File(tmp_path / "a.ims", "w") as file:
+        file["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data"] = np.zeros((4, 8, 8), np.uint8)
+    with pytest.raises(UnsupportedFormat, match="an image in it must be exported as TIFF"):
+        open_image(tmp_path / "a.ims")
 
 
 def test_a_series_of_mr_is_not_to_become_a_picture(shared_data: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 from foveate.batch import View
 from foveate.files.fields import Fields
 from foveate.images.likeness import ImageFacts
+from foveate.images.stored import Recipe
 from foveate.loading.scan import ViewOptions, choose_view
 from foveate.runs.card import parse_view
 
 
 def test_a_stored_view_is_read_back_with_every_field() -> None:
-    view = View(0.5, 128, 4.0, unit="px", fit=(1024, 512), axes=2, bits=12)
+    recipe = Recipe("uni", 1024, "a1b2", "resized")
+    view = View(0.5, 128, 4.0, unit="px", fit=(1024, 512), axes=2, bits=12, recipe=recipe)
     plain = View(1.0, 224, 8.0)
     for stored_view in (view, plain):
         stored = json.loads(json.dumps(asdict(stored_view)))

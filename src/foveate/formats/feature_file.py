@@ -158,7 +158,7 @@ def _find_vectors(file: h5py.File, path: Path) -> tuple[h5py.Dataset, str]:
     content = only_places if coords is not None else "neither 'features' nor 'feats'"
     raise UnsupportedFormat(
         f"{path}: an HDF5 file with {content}: give files of features, as TRIDENT, CLAM, STAMP or "
-        "`foveate features` write them"
+        "`foveate features` write them; an image in it must be exported as TIFF"
     )
 
 

@@ -41,7 +41,6 @@ _NOT_YET = (
     (0, b"\x1f\x8b", "gzip files that are no NIfTI are not readable; unpack it first"),
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
     (0, b"\xff\x4f\xff\x51", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
-    (0, b"\x89HDF", "HDF5 is not readable as an image; export the image from it as TIFF"),
     (0, b"version https://git-lfs", "a pointer of Git LFS, not the file; run `git lfs pull`"),
     (0, b"%PDF", "a PDF is not readable as an image; export the image as TIFF or PNG"),
     *(

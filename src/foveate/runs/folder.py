@@ -264,6 +264,11 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Leave out a record that cannot be written."""
 
+    def close(self) -> None:
+        """Close the file, also if the rest of it cannot be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 @contextlib.contextmanager
 def log_into(folder: Path, display: Display) -> Iterator[Display]:
