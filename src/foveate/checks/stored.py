@@ -34,6 +34,8 @@ def read_stored_check(table: Path) -> tuple[dict[str, Any], str]:
     try:
         stored = read_json(path)
     except CheckpointError:
+        stored = None
+    if not isinstance(stored, dict) or not isinstance(stored.get("verdict"), str):
         return {}, f"{path} is damaged; give `foveate check {table}` again"
     if stored.get("source_sha256") != compute_source_digest(table):
         return {}, f"{path} is about other content of a table; give `foveate check {table}` again"
