@@ -46,7 +46,8 @@ class FoldedParts:
             folded = fold_norms(part)
             self._folded[index] = state, folded
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            result: Tensor = folded(x.float())
+            # Convolutions take twice as long where the channels of a pixel lie apart.
+            result: Tensor = folded(x.float().contiguous(memory_format=torch.channels_last))
             return result
 
 
