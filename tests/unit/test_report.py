@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import time
@@ -413,6 +414,8 @@ def test_the_same_files_give_the_same_page(tmp_path):
 def test_the_progress_figure_is_fast_and_complete(tmp_path):
     write_history(tmp_path, np.random.default_rng(0), epochs=60)
     write_progress(tmp_path)
+    old = time.time() - 60
+    os.utime(tmp_path / "progress.png", (old, old))
     begun = time.process_time()  # of the processor: other work must not fail this
     write_progress(tmp_path)
     assert time.process_time() - begun < 2.0  # 0.3 s on an idle machine
@@ -420,6 +423,19 @@ def test_the_progress_figure_is_fast_and_complete(tmp_path):
         assert np.asarray(picture.convert("L")).std() > 10
     events = {"events.out.tfevents.foveate"} if find_spec("tensorboard") else set()
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv", "progress.png"} | events
+
+
+def test_a_young_progress_figure_is_not_drawn_again(tmp_path):
+    write_history(tmp_path, np.random.default_rng(0), epochs=3)
+    write_progress(tmp_path)
+    first = (tmp_path / "progress.png").read_bytes()
+    write_history(tmp_path, np.random.default_rng(0), epochs=60)
+    write_progress(tmp_path)
+    assert (tmp_path / "progress.png").read_bytes() == first
+    old = time.time() - 60
+    os.utime(tmp_path / "progress.png", (old, old))
+    write_progress(tmp_path)
+    assert (tmp_path / "progress.png").read_bytes() != first
 
 
 def test_the_progress_figure_accepts_few_epochs(tmp_path):

@@ -1,7 +1,8 @@
-"""The curves of training, and the picture ``progress.png`` that each epoch redraws."""
+"""The curves of training, and the picture ``progress.png`` that epochs redraw."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,14 +19,21 @@ if TYPE_CHECKING:
 
 _MIN_SPAN = 0.2
 """Least range of an axis of scores, so that a score that hardly changes looks flat."""
+_MIN_SECONDS = 10.0
+"""Least time between two drawings, each of which takes half a second."""
 
 
 def redraw(fold: Path) -> None:
-    """Draw ``progress.png`` from the ``metrics.csv`` beside it, if that has rows."""
+    """Draw ``progress.png`` from the ``metrics.csv`` beside it, if that has rows.
+
+    A picture that is younger than a few seconds stays as it is.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = FoldLayout(fold).epochs
+    path, curves = FoldLayout(fold).epochs, FoldLayout(fold).curves
+    if curves.is_file() and 0 <= time.time() - curves.stat().st_mtime < _MIN_SECONDS:
+        return
     rows = read_rows(path) if path.is_file() else []
     if not rows:
         return
@@ -40,7 +48,7 @@ def redraw(fold: Path) -> None:
     for axes in (loss, score, seconds):
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    write_aside(FoldLayout(fold).curves, lambda aside: figure.savefig(aside, format="png"))
+    write_aside(curves, lambda aside: figure.savefig(aside, format="png"))
 
 
 def plot_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:

@@ -166,8 +166,12 @@ def _run_fold(run: TrainingRun, k: int) -> None:
 
 
 def _draw_curves(run: TrainingRun, fold: FoldLayout) -> None:
-    """Draw the figures of a finished training again if they are missing."""
-    if run.after_epoch is not None and fold.epochs.is_file() and not fold.curves.is_file():
+    """Draw the figures of a finished training again if they are missing or lack its last epochs."""
+    if run.after_epoch is None or not fold.epochs.is_file():
+        return
+    written_at = fold.epochs.stat().st_mtime_ns
+    if not fold.curves.is_file() or fold.curves.stat().st_mtime_ns < written_at:
+        fold.curves.unlink(missing_ok=True)
         run.after_epoch(fold.folder)
 
 
