@@ -134,20 +134,19 @@ class Lite0Encoder(ProjectedEncoder):
     ) -> Float[Tensor, "b _c _y _x"]:
         """Run a part of the network, on a CPU in the number format that is fastest there.
 
-        Depthwise gradients in bfloat16 take a CPU twice the time of those in float32. Without
-        gradients, float32 with folded norms takes 0.5 (patches of 64 pixels) to 0.9 (512 pixels)
-        of the time of bfloat16 on a CPU without matrix tiles (AMD EPYC, one thread).
+        Depthwise gradients in bfloat16 take a CPU twice the time of those in float32. Where no
+        gradients are computed at all, float32 with folded norms takes 0.6 (one thread) to 0.8 (two)
+        of the time of bfloat16 on a CPU without matrix tiles (patches of 64 pixels, AMD EPYC).
         """
         if isinstance(x, fx.Proxy):  # a traced network must not depend on what is trained now
             traced: Tensor = part(x)
             return traced
         on_cpu = x.device.type == "cpu"
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters())
-        passes_on = torch.is_grad_enabled() and x.requires_grad
         single = x.dtype in (torch.float32, torch.bfloat16) and self.mixed.linear.weight.dtype == (
             torch.float32
         )
-        if on_cpu and single and not learns and not passes_on and not computes_in_tiles():
+        if on_cpu and single and not torch.is_grad_enabled() and not computes_in_tiles():
             return self._folded.run(index, part, x)
         slow = learns and on_cpu and torch.is_autocast_enabled("cpu")
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
