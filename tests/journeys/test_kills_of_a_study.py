@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 }
 N_KILLS = 4
 """Kills of each command."""
-_MEASURED = re.compile(r"second|_mib|memory|cost|waiting|throughput|frozen_lr_time|_s$")
+_MEASURED = re.compile(r"second|mtime|_mib|memory|cost|waiting|throughput|frozen_lr_time|_s$")
 """Names of figures that are measured anew, and so differ between two runs of the same command."""
 _NOT_COMPARED = {".png", ".svg", ".html", ".txt", ".jsonl", ".foveate"}
 """Pages, pictures and event files hold measured times; they must exist, and what they show is
@@ -86,10 +86,11 @@ def strip_measured(value: Any) -> Any:
     return [strip_measured(v) for v in value] if isinstance(value, list) else value
 
 
-def read_artefact(path: Path) -> Any:
-    """Return the content of a file as values that can be compared."""
+def read_artefact(path: Path, folder: Path) -> Any:
+    """Return the content of a file as values that can be compared, without the folder's name."""
     if path.suffix == ".json":
-        return strip_measured(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8").replace(str(folder.resolve()), "")
+        return strip_measured(json.loads(text))
     if path.suffix == ".csv":
         return [strip_measured(dict(row)) for row in read_rows(path)]
     if path.suffix == ".safetensors":
@@ -99,7 +100,7 @@ def read_artefact(path: Path) -> Any:
 
 def list_artefacts(folder: Path) -> dict[str, Any]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    return {str(p.relative_to(folder)): read_artefact(p) for p in files}
+    return {str(p.relative_to(folder)): read_artefact(p, folder) for p in files}
 
 
 @pytest.mark.slow
