@@ -70,19 +70,8 @@ def allow_more_files(wanted: int = 4096) -> None:
 
 def release_memory() -> None:
     """Collect garbage and return freed memory to the system, so that peaks are measured alone."""
-    _exempt_modules()
     gc.collect()
     trim()
-
-
-@functools.cache
-def _exempt_modules() -> None:
-    """Exempt what is alive at the first call, mostly modules, from all later collections.
-
-    A collection looks through every object, which took 0.3 s with the libraries of a training.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def trim() -> None:

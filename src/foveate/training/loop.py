@@ -25,7 +25,7 @@ from foveate.errors import TrainingError, running_part
 from foveate.files.atomic import write_text
 from foveate.files.run_layout import FoldLayout
 from foveate.loading.loader import CaseLoader, timed
-from foveate.memory import peak_memory_mib, release_memory
+from foveate.memory import peak_memory_mib, release_memory, trim
 from foveate.messages.display import CallingDisplay, Display, OnProgress, within
 from foveate.runs.checkpoint import Model, read_tensors
 from foveate.runs.schedule import (
@@ -378,7 +378,7 @@ class Trainer:
         return self.steps.answer(cases, on_progress)
 
     def _close_epoch(self, fit: _Fit, validation: dict[str, float]) -> dict[str, float]:
-        release_memory()  # steps of different sizes leave gaps, which would add up
+        trim()  # steps of different sizes leave gaps, which would add up
         progress = self.progress
         progress.add(**self.loader.take_counts())
         for image_id, reason in self.steps.team.share(progress).items():
