@@ -25,7 +25,7 @@ from foveate.geometry import (
 )
 from foveate.images.evidence import Floats
 from foveate.images.stated import check_spacing
-from foveate.images.stored import Recipe, Vectors
+from foveate.images.stored import Recipe, StoredPatches, Vectors
 
 if TYPE_CHECKING:
     import h5py
@@ -44,29 +44,15 @@ _DEFAULT_PX = 224
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """The facts and places in a file of features.
-
-    Level-0 pixels are those of the slide. Where a file counts in micrometres and states no size of
-    a pixel, they are the pixels of its patches.
+    """The patches in a file of features, and what it states about their slide.
 
     Attributes:
-        recipe: how the vectors were made.
-        corner_px0: upper left corners ``(n, 2)``, in the order y, x.
-        side_px0: side of a patch.
-        patch_px: side of a patch in pixels as the encoder saw them; where it is not stated, its
-            side in level-0 pixels, or the usual number.
-        in_um: whether the file states corners and sides in micrometres.
-        px0_known: whether level-0 pixels are those of the slide.
+        patches: the patches, whose vectors are read from the open file.
         spacing_um: spacing of level 0, per axis; None if not stated.
         shape_px0: pixels of level 0 per axis; None if not stated.
     """
 
-    recipe: Recipe
-    corner_px0: Floats
-    side_px0: float
-    patch_px: int
-    in_um: bool
-    px0_known: bool
+    patches: StoredPatches
     spacing_um: Vector | None
     shape_px0: tuple[int, int] | None
 
@@ -109,8 +95,8 @@ class VectorReader:
         return values
 
 
-def read_feature_file(file: h5py.File, path: Path) -> tuple[FeatureFile, VectorReader]:
-    """Read the facts and places of a file of features, and return a reader of its vectors.
+def read_feature_file(file: h5py.File, path: Path) -> FeatureFile:
+    """Read the facts and places of a file of features; its vectors are read when they are needed.
 
     Args:
         file: the open file.
@@ -143,8 +129,9 @@ def read_feature_file(file: h5py.File, path: Path) -> tuple[FeatureFile, VectorR
         spacing_um = spacing_um or spacing_um_from_shape((side, side), (patch_px, patch_px))
         corner = points_px_from_um(corner, spacing_um, (0.0, 0.0))
         side = length_px_from_um(side, mean_spacing(spacing_um))
-    content = FeatureFile(recipe, corner, side, patch_px, in_um, px0_known, spacing_um, shape)
-    return content, VectorReader(vectors, path)
+    read = VectorReader(vectors, path)
+    patches = StoredPatches(recipe, corner, side, patch_px, in_um, px0_known, read)
+    return FeatureFile(patches, spacing_um, shape)
 
 
 def _find_vectors(file: h5py.File, path: Path) -> tuple[h5py.Dataset, str]:

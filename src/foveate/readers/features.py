@@ -10,6 +10,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -22,7 +23,7 @@ from foveate.formats.feature_file import FeatureFile, read_feature_file
 from foveate.formats.hdf5 import MARK, open_hdf5
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
-from foveate.images.stored import StoredPatches, Vectors
+from foveate.images.stored import Vectors
 from foveate.readers.base import AbstractReader
 
 _BACKGROUND = 255
@@ -51,7 +52,7 @@ class FeaturesReader(AbstractReader):
         self._lock = threading.Lock()
         with contextlib.ExitStack() as opened:
             self._file = opened.enter_context(open_hdf5(path))
-            content, self._vectors = read_feature_file(self._file, path)
+            content = read_feature_file(self._file, path)
             self._describe(content)
             opened.pop_all()
         self.kind, self.channels, self.dtype = "features", 3, np.dtype(np.uint8)
@@ -66,8 +67,8 @@ class FeaturesReader(AbstractReader):
         self.spacing_um = content.spacing_um
         state = self.path.stat()
         self._key = (str(self.path.absolute()), state.st_size, state.st_mtime_ns)
-        corner, side = content.corner_px0, content.side_px0
-        self._n_patches = len(corner)
+        corner, side = content.patches.corner_px0, content.patches.side_px0
+        self._n_patches, self._vectors = len(corner), content.patches.read
         shape = content.shape_px0
         if shape is None:
             shape = (math.ceil(corner[:, 0].max() + side), math.ceil(corner[:, 1].max() + side))
@@ -78,15 +79,7 @@ class FeaturesReader(AbstractReader):
                 f"of {shape[1]} x {shape[0]} pixels; make the features again"
             )
         self.levels = (Level(shape, (1.0, 1.0)),)
-        self.stored = StoredPatches(
-            recipe=content.recipe,
-            corner_px0=corner,
-            side_px0=side,
-            patch_px=content.patch_px,
-            in_um=content.in_um,
-            px0_known=content.px0_known,
-            read=self._read_vectors,
-        )
+        self.stored = replace(content.patches, read=self._read_vectors)
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
