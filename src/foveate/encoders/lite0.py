@@ -135,8 +135,8 @@ class Lite0Encoder(ProjectedEncoder):
         """Run a part of the network, on a CPU in the number format that is fastest there.
 
         Depthwise gradients in bfloat16 take a CPU twice the time of those in float32. Where no
-        gradients are computed at all, float32 with folded norms takes 0.6 (one thread) to 0.8 (two)
-        of the time of bfloat16 on a CPU without matrix tiles (patches of 64 pixels, AMD EPYC).
+        gradients are computed at all, float32 with folded norms takes 0.57 to 0.78 of the time of
+        bfloat16 on a CPU without matrix tiles (``benchmarks/folded.py``, AMD EPYC).
         """
         if isinstance(x, fx.Proxy):  # a traced network must not depend on what is trained now
             traced: Tensor = part(x)

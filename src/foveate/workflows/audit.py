@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Audited:
     curves: ImageCurves | None
     unranked: str
     others: tuple[Answer, ...]
+
+    @cached_property
+    def evidence_correlation(self) -> float | None:
+        """Mean rank correlation of the evidence of all models; None where there is none."""
+        return correlate_evidence([answer.evidence for answer in (self.answer, *self.others)])
 
 
 def run_audit(run: Path, options: AuditOptions, display: Display) -> dict[str, Any]:
@@ -231,12 +237,8 @@ def _describe_image(audited: Audited) -> dict[str, Any]:
         "patient_id": case.patient_id,
         "deletion_gain": None if curves is None else curves.deletion_gain,
         "insertion_gain": None if curves is None else curves.insertion_gain,
-        "evidence_correlation": _correlate(audited),
+        "evidence_correlation": audited.evidence_correlation,
     }
-
-
-def _correlate(audited: Audited) -> float | None:
-    return correlate_evidence([answer.evidence for answer in (audited.answer, *audited.others)])
 
 
 def _summarise_curves(audited: Sequence[Audited]) -> dict[str, Any] | None:
@@ -275,7 +277,7 @@ def _summarise_models(audited: Sequence[Audited]) -> dict[str, Any] | None:
     several = [one for one in audited if one.others]
     if not several:
         return None
-    correlations = [(one.case.patient_id, _correlate(one)) for one in several]
+    correlations = [(one.case.patient_id, one.evidence_correlation) for one in several]
     known = [(patient, value) for patient, value in correlations if value is not None]
     answers = np.array([[a.values for a in (one.answer, *one.others)] for one in several])
     return {
