@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, TooManyOpen, converting
+from foveate.files.identical import image_state
 from foveate.geometry import length_um_from_px, mean_spacing, points_um_from_px
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
@@ -178,8 +179,8 @@ def image_key(item: LoadedImage, view: View) -> str:
     """
     stamp = ""
     with contextlib.suppress(OSError):
-        state = item.image.path.stat()
-        stamp = f"{state.st_size} {state.st_mtime_ns}"
+        size, changed_ns = image_state(item.image.path)
+        stamp = f"{size} {changed_ns}"
     return f"{item.image_id} {item.image.path} {stamp} {view}"
 
 

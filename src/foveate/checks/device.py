@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from foveate.errors import FoveateError, converting
+from foveate.formats.dicom_header import HEAD_BYTES, is_dicom, read_header
 
 _TAGS = {"Make": 271, "Model": 272, "Software": 305}
 _SCANNER = re.compile(r"ScanScope ID\s*=\s*([^|\r\n]+)")
@@ -16,6 +18,7 @@ _OPENSLIDE = (
     *("openslide.vendor", "aperio.ScanScope ID", "hamamatsu.Product", "mirax.GENERAL.SLIDE_ID"),
     *("tiff.Make", "tiff.Model", "leica.device-model", "philips.DICOM_MANUFACTURER"),
 )
+_DICOM = ("Manufacturer", "ManufacturerModelName", "StationName")
 _OBJECTIVE = re.compile(r"(?:AppMag\s*=\s*|NominalMagnification=\")(\d+(?:\.\d+)?)")
 """The objective in the description of a TIFF: by Aperio's words, or in OME's XML."""
 _MAX_LETTERS = 80
@@ -40,11 +43,15 @@ def read_origin(path: Path, reader: str) -> FileOrigin:
         path: the file.
         reader: name of the library that reads the file.
     """
+    if reader.startswith("pydicom"):
+        path = next(_list_dicom(path), path)
     if not path.is_file():
         return FileOrigin("", None)
     look = _read_openslide if reader.startswith("OpenSlide") else _read_tags
     if path.name.lower().endswith((".nii", ".nii.gz")):
         look = _read_nifti
+    if reader.startswith("pydicom"):
+        look = _read_dicom
     with contextlib.suppress(FoveateError, OSError, ValueError, struct.error), converting(path):
         stated, objective = look(path)
         words = dict.fromkeys(" ".join(word.split()) for word in stated)
@@ -79,6 +86,21 @@ def _read_tags(path: Path) -> tuple[list[str], str]:
         exif = picture.getexif()
         stated = [str(exif.get(tag, "")) for tag in _TAGS.values()]
         return [*stated, str(picture.info.get("Software", ""))], ""
+
+
+def _list_dicom(folder: Path) -> Iterator[Path]:
+    """Yield the DICOM files of a series in a folder; nothing for a file."""
+    for path in sorted(folder.glob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                if is_dicom(file.read(HEAD_BYTES)):
+                    yield path
+
+
+def _read_dicom(path: Path) -> tuple[list[str], str]:
+    """Read maker and model of the device, and the hospital's name of it, from a DICOM file."""
+    header = read_header(path, _DICOM)
+    return [str(header.get(keyword) or "") for keyword in _DICOM], ""
 
 
 def _read_nifti(path: Path) -> tuple[list[str], str]:

@@ -48,6 +48,20 @@ def companion_folder(path: Path) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def image_state(path: Path) -> list[int]:
+    """Return the size in bytes of an image, and the time of its last change in nanoseconds.
+
+    Those of a folder are the size of all its files, and the newest time of one of them.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    states = [path.stat()]
+    if path.is_dir():
+        states = [file.stat() for _, file in _list_files(path)] or states
+    return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
+
+
 def _divide(paths: Sequence[Path], keys: Sequence[Hashable | None]) -> list[list[Path]]:
     """Divide paths into groups of at least two with the same key; None is equal to no key."""
     groups: dict[Hashable, list[Path]] = defaultdict(list)

@@ -35,7 +35,7 @@ HEAD_BYTES = 4096
 """How many bytes of a file are read to find out what it is."""
 _PREAMBLE_BYTES = 128
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED_BYTES = 1 << 30
+_MAX_INFLATED_BYTES, _MAX_FILE_BYTES = 1 << 30, 1 << 31
 _DEFERRED_BYTES = 1 << 20
 """Values longer than this are read only when they are asked for."""
 _SOP_INSTANCE = 0x00080018
@@ -104,6 +104,26 @@ def read_header(
             force=True,
             specific_tags=None if tags is None else [Tag(tag) for tag in tags],
         )
+
+
+def read_file(path: Path) -> Dataset:
+    """Read all elements of a DICOM file, with its pixels as they are stored.
+
+    Raises:
+        UnreadableImage: the file is damaged.
+        ImageTooLarge: it is larger than two gigabytes, or unpacks to more than one.
+    """
+    from pydicom import dcmread
+
+    n_bytes = path.stat().st_size
+    if n_bytes > _MAX_FILE_BYTES:
+        raise ImageTooLarge(
+            f"{path}: a DICOM file of {n_bytes / 1e9:.1f} GB, more than the "
+            f"{_MAX_FILE_BYTES >> 30} GiB that are read at once; export a part of it"
+        )
+    with reading_dicom(path), path.open("rb") as file:
+        _refuse_bomb(path, file)
+        return dcmread(file, force=True)
 
 
 def read_sop_class(path: Path) -> str:

@@ -6,6 +6,7 @@ volumes, such as MR, have no unit: black and white follow from each volume.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,16 @@ _MUSCLE_HU = 150.0
 """Water, fat, muscle and blood lie within this distance of 0."""
 _PERCENTILES = (0.5, 99.5)
 _MAX_DISTINCT_VALUES = 32
+_SAMPLED = 1 << 20
+
+
+def sampling_step(n_voxels: int) -> int:
+    """Compute the step along every axis with which about a million of a volume's voxels are taken.
+
+    Args:
+        n_voxels: number of all voxels.
+    """
+    return max(1, math.ceil(math.cbrt(n_voxels / _SAMPLED)))
 
 
 def kind_of_values(values: Float64[np.ndarray, " n"]) -> str:
@@ -70,10 +81,29 @@ def choose_scale(values: Float64[np.ndarray, " n"]) -> GreyScale:
     Args:
         values: finite values ``(n,)``, at least one.
     """
-    if is_in_hounsfield_units(values):
-        return HOUNSFIELD
-    low, high = _find_black_and_white(values)
-    # A volume of one value becomes black.
+    return HOUNSFIELD if is_in_hounsfield_units(values) else scale_without_unit(values)
+
+
+def scale_without_unit(values: Float64[np.ndarray, " n"]) -> GreyScale:
+    """Choose the scale of a volume that has no unit, such as MR, as `choose_scale` does.
+
+    Args:
+        values: finite values ``(n,)``, at least one.
+    """
+    return _scale_between(*_find_black_and_white(values))
+
+
+def scale_by_range(values: Float64[np.ndarray, " n"]) -> GreyScale:
+    """Return the scale that is black at the smallest value and white at the largest.
+
+    Args:
+        values: finite values ``(n,)``, at least one.
+    """
+    return _scale_between(float(values.min()), float(values.max()))
+
+
+def _scale_between(low: float, high: float) -> GreyScale:
+    """Return the scale between two values; where they are the same, they are black."""
     return GreyScale((low, high if high > low else low + max(1.0, abs(low)) * 1e-6), (0, 1))
 
 

@@ -1,12 +1,16 @@
 """Read the sizes and colour spaces that the markers of JPEG and JPEG 2000 state.
 
-Part of the reader `tiff`.
+Part of the readers `tiff` and `dicom`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+
+_JPEG_LS = 0xF7
+"""The frame header of JPEG-LS (ITU T.87)."""
 
 
 class DamagedBlock(ValueError):
@@ -34,7 +38,7 @@ def jpeg_head(data: bytes) -> JpegHead:
     """
     marked = False
     for marker, at in segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == _JPEG_LS:
             shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
             return JpegHead(shape, marked)
         marked |= _is_colour_marker(marker, data[at + 2 : at + 7])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
+from foveate.formats.volume_axes import AxisOrder
 from foveate.geometry import Vector
 from foveate.messages.warn import warn_once
 
@@ -48,8 +49,7 @@ class VoxelArray:
         begin_byte: the byte of the file at which the array begins.
         slope: factor of stored numbers: a value is ``slope * stored + offset``.
         offset: the number added to them.
-        axes: the axes of the file that are z, y and x.
-        flipped: for z, y and x, whether the file's axis runs the other way.
+        order: which axes of the file are z, y and x.
         spacing_um: spacing along z, y and x; None where the file states none that can be.
         disbelieved: the stated voxel size that cannot be, in words; else empty.
     """
@@ -59,8 +59,7 @@ class VoxelArray:
     begin_byte: int
     slope: float
     offset: float
-    axes: tuple[int, ...]
-    flipped: tuple[bool, ...]
+    order: AxisOrder
     spacing_um: Vector | None
     disbelieved: str = ""
 
@@ -79,16 +78,8 @@ class VoxelArray:
             origin_px: first voxel of the region along z, y and x.
             size_px: voxels of the region along z, y and x.
         """
-        cut = [slice(None)] * 3
-        for axis, flip, o, n in zip(self.axes, self.flipped, origin_px, size_px, strict=True):
-            low = self.shape[axis] - o - n if flip else o
-            cut[axis] = slice(low, low + n)
-        return self.scale(self.reorder(stored[tuple(cut)]))
-
-    def reorder(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Transpose and flip an array with the axes of the file to ``(z, y, x)``."""
-        way = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
-        return stored.transpose(self.axes)[way]
+        cut = self.order.cut(self.shape, origin_px, size_px)
+        return self.scale(self.order.reorder(stored[cut]))
 
     def scale(self, stored: NDArray[Any]) -> Values:
         """Convert stored numbers of any shape to values.
@@ -117,7 +108,7 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     header = _parse_header(path, content)
     shape, dtype = _shape_and_dtype(path, header)
     affine, stated = _affine(path, header)
-    axes, flipped = _directions(path, affine)
+    order = _order_axes(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
     known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
     disbelieved = _describe_disbelief(header, spacing) if stated and not known else ""
@@ -129,9 +120,8 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
         _begin(path, header, content),
         slope,
         offset,
-        axes,
-        flipped,
-        tuple(float(spacing[axis]) for axis in axes) if known else None,
+        order,
+        order.sort([float(side) for side in spacing]) if known else None,
         disbelieved,
     )
 
@@ -325,18 +315,11 @@ def _compare_directions(path: Path, sform: Values, header: Any) -> None:
         )
 
 
-def _directions(path: Path, affine: Values) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return which axes of the file are z, y and x, and which of them run the other way."""
-    from nibabel.orientations import io_orientation
-
-    order = np.asarray(io_orientation(affine))
-    if not np.isfinite(order).all():
+def _order_axes(path: Path, affine: Values) -> AxisOrder:
+    """Return which axes of the file are z, y and x."""
+    order = AxisOrder.from_affine(affine)
+    if order is None:
         raise UnreadableImage(
             f"{path}: its affine does not say which way the axes run; set a qform or an sform"
         )
-    axes = tuple(int(np.flatnonzero(order[:, 0] == a)[0]) for a in (2, 1, 0))
-    # To the right and to the front are the directions that nibabel counts as positive.
-    flipped = tuple(
-        bool(order[axis, 1] != way) for axis, way in zip(axes, (1, -1, -1), strict=True)
-    )
-    return axes, flipped
+    return order

@@ -30,12 +30,12 @@ _WINDOW_PX, _WINDOWS = 256, 4
 
 
 def has_depth(image: AbstractImage) -> bool:
-    """Return whether an image has 16 bits and is no volume (readers scale volumes themselves)."""
-    return image.dtype == np.uint16 and image.kind != "volume"
+    """Return whether an image has 16 bits of which it may use fewer: its reader does not scale."""
+    return image.dtype == np.uint16 and not image.scaled
 
 
 def used_bits(image: AbstractImage) -> int | None:
-    """Find the fewest of `DEPTHS` that hold the values of an image; None if it has 8 bits.
+    """Find the fewest of `DEPTHS` that hold the values of an image; None if it has no `has_depth`.
 
     Reads the coarsest level completely if it has up to 16 million pixels, and windows of the
     finest. Pixels of 65535 do not count: readers fill what the file does not store with them.
@@ -79,6 +79,7 @@ class StretchedImage(AbstractImage):
         self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
         self.bounds_px0, self.count = image.bounds_px0, image.count
         self.spacing_um, self.unit = image.spacing_um, image.unit
+        self.scaled = True
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]

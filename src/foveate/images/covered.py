@@ -73,6 +73,7 @@ class CoveredImage(AbstractImage):
         self._image, self._cover = image, cover
         self.path, self.kind, self.levels = image.path, image.kind, image.levels
         self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
+        self.scaled = image.scaled
         self.bounds_px0, self.count = image.bounds_px0, image.count
         self.spacing_um, self.unit = image.spacing_um, image.unit
         self.stored = None if image.stored is None else self._cover_stored(image.stored)

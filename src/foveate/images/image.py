@@ -74,6 +74,7 @@ class AbstractImage(abc.ABC):
         bounds_px0: the scanned part of a larger canvas, as the file states it, or None; GeoJSON
             for QuPath is shifted by its origin.
         count: counts of the pixels read so far, and the kind of their values.
+        scaled: whether the reader spreads values over the range of `dtype`, as it does in volumes.
         disbelieved: the spacing that the file states and that cannot be, in words; else empty.
         stored: the vectors that stand in for pixels; None for images with pixels.
     """
@@ -87,6 +88,7 @@ class AbstractImage(abc.ABC):
     dtype: np.dtype[np.generic]
     reader: str
     bounds_px0: Box | None = None
+    scaled: bool = False
     disbelieved: str = ""
     stored: StoredPatches | None = None
 

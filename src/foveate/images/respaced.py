@@ -32,6 +32,7 @@ class RespacedImage(AbstractImage):
         self._image = image
         self.path, self.kind, self.levels = image.path, image.kind, image.levels
         self.channels, self.dtype, self.reader = image.channels, image.dtype, image.reader
+        self.scaled = image.scaled
         self.bounds_px0, self.count, self.stored = image.bounds_px0, image.count, image.stored
         self.spacing_um = tuple(float(s) for s in spacing_um)
         self.unit = unit

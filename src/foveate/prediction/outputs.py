@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from foveate._version import __version__
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
+from foveate.files.identical import image_state
 from foveate.files.journal import Journal, read_entries
 from foveate.files.run_layout import HeatmapLayout, PredictionLayout
 from foveate.loading.loader import CaseLoader
@@ -365,8 +366,7 @@ def _make_key(case: Case) -> dict[str, Any]:
         "spacing_um": None if case.spacing_um is None else list(case.spacing_um),
     }
     with contextlib.suppress(OSError):
-        state = case.path.stat()
-        key["file"] = [state.st_size, state.st_mtime_ns]
+        key["file"] = image_state(case.path)
     return key
 
 

@@ -26,15 +26,8 @@ from foveate.readers.base import HEAD_BYTES, AbstractReader
 
 log = logging.getLogger("foveate")
 
-_DICOM = (
-    "DICOM is not readable yet; convert CT and MR series to NIfTI (dcm2niix does it), slides to "
-    "pyramidal TIFF, X-ray pictures to PNG"
-)
 # The first byte of the mark, the mark, and what the user is told about such a file.
 _NOT_YET = (
-    (128, b"DICM", _DICOM),
-    # Old files begin with their first element: a group's length, a character set, an image type.
-    *((0, mark, _DICOM) for mark in (b"\2\0\0\0", b"\b\0\0\0", b"\b\0\5\0", b"\b\0\b\0")),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
     (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
-from foveate.formats.grey_scale import HOUNSFIELD, GreyScale, choose_scale, kind_of_values
+from foveate.formats.grey_scale import (
+    HOUNSFIELD,
+    GreyScale,
+    choose_scale,
+    kind_of_values,
+    sampling_step,
+)
 from foveate.formats.nifti_header import read_header
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
@@ -26,7 +32,6 @@ from foveate.readers.base import AbstractReader
 Values = NDArray[np.float64]
 
 _GZIP = b"\x1f\x8b"
-_SAMPLED = 1 << 20
 _CACHE_BYTES = 1 << 30
 _AT_ONCE_BYTES = 1 << 28
 """Packed volumes up to this size are unpacked at once; larger ones in two passes, by slabs."""
@@ -82,7 +87,7 @@ class NiftiReader(AbstractReader):
         # Damaged headers hold numbers that overflow; they are refused by their result.
         with self._stream() as stream, np.errstate(all="ignore"):
             self._array = read_header(path, stream)
-        shape = tuple(self._array.shape[axis] for axis in self._array.axes)
+        shape = self._array.order.sort(self._array.shape)
         n_bytes, end = path.stat().st_size, self._array.end
         if not self._packed and n_bytes < end:
             raise UnreadableImage(
@@ -95,6 +100,7 @@ class NiftiReader(AbstractReader):
                 "memory; unpack the file (gunzip), then it is read region by region"
             )
         self.kind, self.dtype, self.channels = "volume", np.dtype(np.uint16), 1
+        self.scaled = True
         self.levels = (Level(shape, (1.0,) * 3),)
         self.spacing_um, self.disbelieved = self._array.spacing_um, self._array.disbelieved
         self.reader = f"nibabel {nibabel.__version__}"
@@ -172,7 +178,7 @@ class NiftiReader(AbstractReader):
         """
         array = self._array
         if self._scale is None:
-            step = _stride(math.prod(array.shape))
+            step = sampling_step(math.prod(array.shape))
             sample = [
                 slab[::step, ::step, (-at) % step :: step].ravel() for at, slab in self._slabs()
             ]
@@ -180,7 +186,7 @@ class NiftiReader(AbstractReader):
         volume = np.empty(array.shape, np.uint16)
         for at, slab in self._slabs():
             volume[..., at : at + slab.shape[-1]] = self._grey(array.scale(slab))[..., 0]
-        return array.reorder(volume)[..., None]
+        return array.order.reorder(volume)[..., None]
 
     def _slabs(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield slabs of stored numbers along the last axis of the file, with their first index."""
@@ -235,7 +241,7 @@ class NiftiReader(AbstractReader):
 
     def _choose_scale(self, stored: NDArray[Any]) -> GreyScale:
         """Choose the scale of greys from a sample of the stored numbers (of any shape)."""
-        step = _stride(stored.size)
+        step = sampling_step(stored.size)
         values = self._array.scale(stored[(slice(None, None, step),) * stored.ndim])
         values = values[np.isfinite(values)]
         if not values.size:
@@ -252,8 +258,3 @@ class NiftiReader(AbstractReader):
         with self._lock:
             self._closed = True
             _cache.drop_where(self._key)
-
-
-def _stride(n: int) -> int:
-    """Compute the step along every axis with which about a million of `n` voxels are sampled."""
-    return max(1, math.ceil(math.cbrt(n / _SAMPLED)))

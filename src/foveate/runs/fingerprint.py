@@ -189,10 +189,17 @@ def file_print(path: Path, known: Stated | None = None, *, read_all: bool = Fals
 
 
 def _hash_folder(folder: Path) -> str:
-    """Compute the SHA-256 of the names and sizes of all files of a folder."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    sizes = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
-    return hashlib.sha256(repr(sizes).encode("utf-8", "replace")).hexdigest()
+    """Compute the SHA-256 of the names, sizes and first bytes of all files of a folder.
+
+    The first bytes tell the slices of two patients apart, whose names and sizes may be the same.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        digest.update(repr((name, path.stat().st_size)).encode("utf-8", "replace"))
+        with path.open("rb") as file:
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _hash_file(path: Path, size: int, read_all: bool) -> str:

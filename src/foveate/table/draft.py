@@ -67,7 +67,7 @@ def draft_rows(folder: Path, is_image: Callable[[Path], bool] = lambda _: False)
     as patients or parts of a data set.
 
     Args:
-        folder: the folder.
+        folder: the folder, which may be one image itself.
         is_image: returns whether a folder is one image.
 
     Raises:
@@ -75,7 +75,7 @@ def draft_rows(folder: Path, is_image: Callable[[Path], bool] = lambda _: False)
     """
     if not folder.is_dir():
         raise TableError(f"{folder}: no such folder; give the folder of the images")
-    paths = list(image_files(folder, is_image=is_image))
+    paths = [folder] if is_image(folder) else list(image_files(folder, is_image=is_image))
     if not paths:
         raise TableError(
             f"{folder} holds no file that could be an image: give the folder of the images"

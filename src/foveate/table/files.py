@@ -36,7 +36,7 @@ _SIDECARS = frozenset(
     | {".partial", ".crdownload", ".download", ".aria2", ".tmp", ".bak", ".lnk", ".url", ".gsheet"}
 )
 _SIDECAR_NAMES = re.compile(
-    r"(?:md5|sha\d+|b2)sums?|checksums?|manifest|readme|licen[cs]e|thumbs\.db|ehthumbs\.db"
+    r"(?:md5|sha\d+|b2)sums?|checksums?|manifest|readme|licen[cs]e|dicomdir|thumbs\.db|ehthumbs\.db"
     r"|icon\r?",
     re.IGNORECASE,
 )

@@ -26,6 +26,7 @@ from foveate.checks.stored import compute_source_digest
 from foveate.errors import CheckpointError, FoveateError
 from foveate.files.atomic import remove_partial_files, write_json
 from foveate.files.digest import code_sha256
+from foveate.files.identical import image_state
 from foveate.files.journal import Journal
 from foveate.files.lock import NAME, lock_folder
 from foveate.files.run_layout import CheckLayout
@@ -157,10 +158,10 @@ def _name(path: Path) -> str:
 def _read_state(path: Path, limits: ProbeLimits) -> list[float]:
     """Return what an entry about a file depends on: its size, its time, and the limits."""
     try:
-        stat = path.stat()
+        state = image_state(path)
     except OSError:
         return [-1, 0, limits.seconds, limits.memory_gib]
-    return [stat.st_size, stat.st_mtime_ns, limits.seconds, limits.memory_gib]
+    return [*state, limits.seconds, limits.memory_gib]
 
 
 def _is_current(entry: Mapping[str, Any], state: Sequence[float]) -> bool:

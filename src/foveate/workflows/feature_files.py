@@ -21,6 +21,7 @@ from foveate.errors import (
     explain_shortage,
     running_part,
 )
+from foveate.files.identical import image_state
 from foveate.files.journal import Journal
 from foveate.files.run_layout import FeaturesLayout
 from foveate.formats.feature_layouts import FeatureHead, write_feature_file
@@ -119,8 +120,7 @@ def _make_key(case: Case) -> dict[str, Any]:
     spacing_um = None if case.spacing_um is None else list(case.spacing_um)
     key: dict[str, Any] = {"path": str(case.path), "spacing_um": spacing_um}
     with contextlib.suppress(OSError):
-        state = case.path.stat()
-        key["file"] = [state.st_size, state.st_mtime_ns]
+        key["file"] = image_state(case.path)
     return key
 
 

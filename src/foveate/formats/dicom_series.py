@@ -1,0 +1,296 @@
+"""Find the series of slices in a folder of DICOM files: CT, MR, PET and other stacks of pictures.
+
+Part of the reader `dicom`. Only headers are read, and those of a folder are remembered.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.cache import ByteCache
+from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.formats.dicom_header import (
+    HEAD_BYTES,
+    SLIDE,
+    is_dicom,
+    read_header,
+    reading_dicom,
+)
+from foveate.wording import several
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Numbers = tuple[float, ...]
+
+_STACKED = ("CT", "MR", "PT")
+"""Kinds of images (Modality) that are stacks of slices also where a file states no position."""
+_MAX_FILES, _MAX_OTHERS = 20_000, 100
+_SLICE_BYTES = 2048
+"""About the memory of the facts of one slice."""
+_TAGS = (
+    *("ImageType", "SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID"),
+    *("SeriesNumber", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames"),
+    *("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("PhotometricInterpretation", "ModalityLUTSequence"),
+)
+_LAST_TAG = 0x00283000
+"""The last of these elements in a file."""
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """What the header of one DICOM file states about its place in a series.
+
+    Attributes:
+        path: the file.
+        series: identity of its series (SeriesInstanceUID); empty where it states none.
+        number: number of the series as text; may be empty.
+        description: description of the series; may be empty.
+        modality: kind of image, such as CT, MR, DX.
+        shape: pixels ``(y, x)``.
+        n_frames: number of frames.
+        position_mm: centre of the first pixel ``(x, y, z)`` in the patient, to the left, to the
+            back and to the head; None where it states none.
+        directions: direction along a row and along a column, six numbers; None where not stated.
+        spacing_mm: spacing ``(y, x)``; None where not stated.
+        rescale: slope and intercept of stored numbers; None where not stated.
+        rescale_type: unit of rescaled values, such as HU; may be empty.
+        photometric: meaning of the numbers, such as MONOCHROME2.
+        is_localizer: whether it is a picture to plan the scan.
+    """
+
+    path: Path
+    series: str
+    number: str
+    description: str
+    modality: str
+    shape: tuple[int, int]
+    n_frames: int
+    position_mm: Numbers | None
+    directions: Numbers | None
+    spacing_mm: Numbers | None
+    rescale: tuple[float, float] | None
+    rescale_type: str
+    photometric: str
+    is_localizer: bool
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it can be a slice of a volume."""
+        placed = self.position_mm is not None and self.directions is not None
+        grey = self.photometric in ("MONOCHROME1", "MONOCHROME2")
+        usable = self.n_frames == 1 and grey and not self.is_localizer and self.series != ""
+        return usable and (placed or self.modality in _STACKED)
+
+
+def read_slice(path: Path) -> SliceFacts | None:
+    """Read the facts of a DICOM file; None where it holds no pixels, or those of a slide.
+
+    Raises:
+        UnreadableImage: the file is damaged.
+    """
+    header = read_header(path, _TAGS, _LAST_TAG)
+    with reading_dicom(path):
+        shape = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+        if not all(shape) or header.get("SOPClassUID") == SLIDE:
+            return None
+        rescale = _numbers(header, "RescaleSlope", 1), _numbers(header, "RescaleIntercept", 1)
+        known = rescale[0] is not None and rescale[1] is not None
+        return SliceFacts(
+            path,
+            str(header.get("SeriesInstanceUID") or ""),
+            _text(header, "SeriesNumber"),
+            _text(header, "SeriesDescription"),
+            _text(header, "Modality"),
+            shape,
+            int(header.get("NumberOfFrames") or 1),
+            _numbers(header, "ImagePositionPatient", 3),
+            _numbers(header, "ImageOrientationPatient", 6),
+            _numbers(header, "PixelSpacing", 2),
+            (rescale[0][0], rescale[1][0]) if known and rescale[0] and rescale[1] else None,
+            _text(header, "RescaleType").upper(),
+            _text(header, "PhotometricInterpretation"),
+            "LOCALIZER" in (header.get("ImageType") or ()),
+        )
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword)
+    return "" if value is None else " ".join(str(value).split())[:200]
+
+
+def _numbers(header: Dataset, keyword: str, n: int) -> Numbers | None:
+    """Return the `n` finite numbers of an element; None where there are others or none."""
+    value: Any = header.get(keyword)
+    if value is None or value == "":
+        return None
+    values = (value,) if n == 1 else tuple(value)
+    numbers = tuple(float(v) for v in values)
+    return numbers if len(numbers) == n and all(map(math.isfinite, numbers)) else None
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """The DICOM files that lie directly in a folder.
+
+    Attributes:
+        slices: the facts of those with pixels.
+        damaged: those whose header cannot be read.
+    """
+
+    slices: tuple[SliceFacts, ...]
+    damaged: tuple[Path, ...]
+
+
+_folders: ByteCache[FolderFacts] = ByteCache(1 << 26)
+"""Facts of folders, by the folder and the names, sizes and times of its files."""
+
+
+def read_folder(folder: Path) -> FolderFacts:
+    """Read the facts of all DICOM files with pixels that lie directly in a folder.
+
+    A folder of which the first hundred files are no DICOM is taken for one without DICOM.
+
+    Raises:
+        ImageTooLarge: there are more than 20,000 files.
+    """
+    entries, state = _scan(folder)
+    key = (os.fspath(folder.absolute()), state)
+    known = _folders.get(key)
+    if known is None:
+        known = _read_files(entries)
+        _folders.put(key, known, _SLICE_BYTES * (len(known.slices) + 1))
+    return known
+
+
+def _scan(folder: Path) -> tuple[list[Path], int]:
+    """List the files of a folder that are not hidden, and compute a number of their states."""
+    states = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_file():
+                continue
+            state = entry.stat()
+            states.append((entry.name, state.st_size, state.st_mtime_ns))
+            if len(states) > _MAX_FILES:
+                raise ImageTooLarge(
+                    f"{folder}: holds more than {_MAX_FILES:,} files; put each series into a "
+                    "folder of its own"
+                )
+    states.sort()
+    return [folder / name for name, _, _ in states], hash(tuple(states))
+
+
+def _read_files(files: Sequence[Path]) -> FolderFacts:
+    slices, damaged = list[SliceFacts](), list[Path]()
+    for i, path in enumerate(files):
+        if i >= _MAX_OTHERS and not (slices or damaged):
+            break
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        if not is_dicom(head):
+            continue
+        try:
+            facts = read_slice(path)
+        except UnreadableImage:
+            damaged.append(path)
+            continue
+        if facts is not None:
+            slices.append(facts)
+    return FolderFacts(tuple(slices), tuple(damaged))
+
+
+def group_series(slices: Sequence[SliceFacts]) -> list[list[SliceFacts]]:
+    """Group slices by series, those of at least two slices, in the order of their numbers."""
+    groups: dict[str, list[SliceFacts]] = defaultdict(list)
+    for facts in slices:
+        if facts.is_slice:
+            groups[facts.series].append(facts)
+    stacks = [group for group in groups.values() if len(group) > 1]
+    return sorted(stacks, key=lambda group: (len(group[0].number), group[0].number))
+
+
+def choose_series(folder: Path, wanted: str | None) -> list[SliceFacts]:
+    """Return the slices of the one series of a folder, or of the one that is wanted.
+
+    Args:
+        folder: the folder.
+        wanted: number, description or identity (SeriesInstanceUID) of the series; None where there
+            is only one.
+
+    Raises:
+        UnsupportedFormat: there are several or none, or none of them or several are the wanted one.
+        UnreadableImage: the header of a file is damaged.
+        ImageTooLarge: there are too many files in the folder.
+    """
+    facts = read_folder(folder)
+    _refuse_damaged(facts)
+    groups = group_series(facts.slices)
+    if not groups:
+        raise UnsupportedFormat(f"{folder}: holds no series of DICOM slices; give its files")
+    fitting = [g for g in groups if wanted is None or _is_named(g[0], wanted)]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = several([describe_series(group) for group in fitting or groups], 8)
+    if wanted is not None and not fitting:
+        raise UnsupportedFormat(
+            f"{folder}: no series is called '{wanted}' (--reader.dicom.series); there are {listed}"
+        )
+    raise UnsupportedFormat(
+        f"{folder}: holds {len(fitting)} series: {listed}; choose one by its number or name "
+        "(--reader.dicom.series), by the path of one of its slices, or put each into a folder"
+    )
+
+
+def find_siblings(facts: SliceFacts) -> list[SliceFacts]:
+    """Return the slices of the series of one slice, that one included, in its folder.
+
+    Args:
+        facts: the slice.
+
+    Raises:
+        UnreadableImage: the header of a file in the folder is damaged.
+        ImageTooLarge: there are too many files in the folder.
+    """
+    if not facts.is_slice:
+        return [facts]
+    folder = read_folder(facts.path.parent)
+    _refuse_damaged(folder)
+    return [f for f in folder.slices if f.is_slice and f.series == facts.series]
+
+
+def _refuse_damaged(folder: FolderFacts) -> None:
+    """Refuse a folder that holds a file with a damaged header, which may be a slice.
+
+    Raises:
+        UnreadableImage: there is one.
+    """
+    if folder.damaged:
+        raise UnreadableImage(
+            f"{folder.damaged[0]}: its DICOM header is damaged, so that its series may lack a slice"
+            f"{AGAIN}, or move it away if it is none of the series"
+        )
+
+
+def _is_named(facts: SliceFacts, wanted: str) -> bool:
+    names = (facts.number, facts.description, facts.series)
+    return " ".join(wanted.split()).casefold() in [name.casefold() for name in names if name]
+
+
+def describe_series(group: Sequence[SliceFacts]) -> str:
+    """Describe a series in a few words: ``3 'T1 post' (MR, 22 slices)``.
+
+    Args:
+        group: the slices of the series.
+    """
+    first = group[0]
+    name = f" '{first.description}'" if first.description else ""
+    number = first.number or first.series
+    return f"{number}{name} ({first.modality or 'unknown kind'}, {len(group)} slices)"
