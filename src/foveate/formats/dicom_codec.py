@@ -92,7 +92,7 @@ def _describe_absence(dataset: Dataset) -> str:
 
 def _decode(path: Path, dataset: Dataset) -> NDArray[Any]:
     """Decode the first frame, in the type and colours that `read_pixels` returns."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     syntax = transfer_syntax(dataset) or _guess_syntax(dataset)

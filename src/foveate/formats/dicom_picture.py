@@ -113,7 +113,7 @@ class DicomPicture:
                 raise UnreadableImage(f"{self._facts.path}: holds padding only, no values")
             greys = self._to_grey(np.where(known, values, values[known].min()), known, dataset)
             greys = _TOP - greys if inverted else greys
-            return np.where(known, greys, 0).astype(np.uint16)[..., None]
+            return np.asarray(np.where(known, greys, 0)[..., None], np.uint16)
 
     def _to_grey(
         self,
@@ -131,10 +131,10 @@ class DicomPicture:
         return scale.convert(values)
 
 
-def _to_rgb(pixels: Shaped[np.ndarray, "..."], dataset: Any) -> UInt8[np.ndarray, "y x 3"]:
+def _to_rgb(pixels: Shaped[np.ndarray, "y x *c"], dataset: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Convert decoded colours, or numbers of a palette, to RGB of 8 bits."""
     if pixels.ndim == 2:
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         pixels = apply_color_lut(pixels, dataset)[..., :3]
         bits = 8 * pixels.dtype.itemsize

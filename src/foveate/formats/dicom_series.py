@@ -31,6 +31,8 @@ Numbers = tuple[float, ...]
 
 _STACKED = ("CT", "MR", "PT")
 """Kinds of images (Modality) that are stacks of slices also where a file states no position."""
+_STORED_SLICES = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in (2, 4, 128))
+"""The SOP classes of slices of CT, MR and PET, which always hold pixels."""
 _MAX_FILES, _MAX_OTHERS = 20_000, 100
 _SLICE_BYTES = 2048
 """About the memory of the facts of one slice."""
@@ -99,7 +101,10 @@ def read_slice(path: Path) -> SliceFacts | None:
     header = read_header(path, _TAGS, _LAST_TAG)
     with reading_dicom(path):
         shape = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
-        if not all(shape) or header.get("SOPClassUID") == SLIDE:
+        kinds = header.get("SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID")
+        if not all(shape) and any(kind in _STORED_SLICES for kind in kinds):
+            raise UnreadableImage(f"{path}: a slice without pixels{AGAIN}")
+        if not all(shape) or SLIDE in kinds:
             return None
         rescale = _numbers(header, "RescaleSlope", 1), _numbers(header, "RescaleIntercept", 1)
         known = rescale[0] is not None and rescale[1] is not None

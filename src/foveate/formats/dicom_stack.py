@@ -204,8 +204,8 @@ def _drop_copies(
 
 def _is_copy(facts: SliceFacts, other: SliceFacts) -> bool:
     """Return whether two slices have the same values."""
-    pair = [read_pixels(f.path)[0] for f in (facts, other)]
-    return facts.rescale == other.rescale and np.array_equal(*pair)
+    pixels, others = (read_pixels(f.path)[0] for f in (facts, other))
+    return facts.rescale == other.rescale and np.array_equal(pixels, others)
 
 
 def _even_step(
@@ -257,7 +257,8 @@ def _shifts(
     Raises:
         UnsupportedFormat: slices are displaced by more than their own size.
     """
-    offset_px = (position_mm - position_mm[0]) @ rows[::-1].T / np.asarray(spacing_mm)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a spacing of 0 is disbelieved
+        offset_px = (position_mm - position_mm[0]) @ rows[::-1].T / np.asarray(spacing_mm)
     offset_px -= offset_px.min(0)
     most = offset_px.max(0)
     if not (most > _DRIFT_PX).any():

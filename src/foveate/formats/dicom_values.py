@@ -47,8 +47,8 @@ def parse_window(text: str) -> GreyScale:
         centre = width = math.nan
     if not (math.isfinite(centre) and 0 < width < math.inf):
         raise OptionError(
-            f"reader.dicom.window: got '{text}', expected {', '.join(WINDOWS)}, or centre and width "
-            "in Hounsfield units, such as 40,400"
+            f"reader.dicom.window: got '{text}', expected {', '.join(WINDOWS)}, or centre and "
+            "width in Hounsfield units, such as 40,400"
         )
     return GreyScale((centre - width / 2, centre + width / 2), (0.0, 1.0))
 

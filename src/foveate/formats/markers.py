@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-
 _JPEG_LS = 0xF7
 """The frame header of JPEG-LS (ITU T.87)."""
 
