@@ -203,9 +203,10 @@ def test_a_damaged_slice_is_not_left_out(tmp_path: Path) -> None:
     (series / "IM0006").write_bytes(content[:-100])
     with open_image(series) as image, pytest.raises(UnreadableImage, match="IM0006"):
         image.read(Box((0, 0, 0), image.shape, Frame.PX, 0))
-    (series / "IM0006").write_bytes(content[:150] + b"\xff" * 400)
-    with pytest.raises(UnreadableImage, match="IM0006.*header is damaged"):
-        open_image(series)
+    for damaged in (content[:400] + b"\xff" * 400, content[:300], b""):
+        (series / "IM0006").write_bytes(damaged)
+        with pytest.raises(UnreadableImage, match="IM0006.*header is damaged"):
+            open_image(series)
 
 
 def test_a_volume_of_unbelievable_voxels_has_no_spacing(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class FolderFacts:
 
     Attributes:
         slices: the facts of those with pixels.
-        damaged: those whose header cannot be read.
+        damaged: those whose header cannot be read, and empty files that are called like them.
     """
 
     slices: tuple[SliceFacts, ...]
@@ -194,12 +194,14 @@ def _scan(folder: Path) -> tuple[list[Path], int]:
 
 
 def _read_files(files: Sequence[Path]) -> FolderFacts:
-    slices, damaged = list[SliceFacts](), list[Path]()
+    slices, damaged, empty = list[SliceFacts](), list[Path](), list[Path]()
     for i, path in enumerate(files):
         if i >= _MAX_OTHERS and not (slices or damaged):
             break
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
+        if not head:
+            empty.append(path)
         if not is_dicom(head):
             continue
         try:
@@ -209,6 +211,8 @@ def _read_files(files: Sequence[Path]) -> FolderFacts:
             continue
         if facts is not None:
             slices.append(facts)
+    suffixes = {facts.path.suffix for facts in slices}
+    damaged += [path for path in empty if path.suffix in suffixes]
     return FolderFacts(tuple(slices), tuple(damaged))
 
 
