@@ -205,8 +205,22 @@ def test_a_damaged_slice_is_not_left_out(tmp_path: Path) -> None:
         image.read(Box((0, 0, 0), image.shape, Frame.PX, 0))
     for damaged in (content[:400] + b"\xff" * 400, content[:300], b""):
         (series / "IM0006").write_bytes(damaged)
-        with pytest.raises(UnreadableImage, match="IM0006.*header is damaged"):
+        with pytest.raises(UnreadableImage, match="DICOM header of IM0006 is damaged"):
             open_image(series)
+
+
+def test_one_damaged_file_does_not_stop_the_other_series_of_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = write_series(tmp_path, noise(), SeriesNumber=1, SeriesInstanceUID="1.2.3")
+    other = write_dicom(tmp_path / "x", noise((5, 6)), "MR", SeriesInstanceUID="1.2.4")
+    content = (series / "IM0006").read_bytes()
+    (series / "broken").write_bytes(content[:300])
+    assert read(series).shape == (9, 20, 16)
+    assert "may lack a slice, because the DICOM header of broken is damaged" in caplog.text
+    other.unlink()
+    with pytest.raises(UnreadableImage, match="broken is damaged"):
+        open_image(series)
 
 
 def test_a_volume_of_unbelievable_voxels_has_no_spacing(tmp_path: Path) -> None:
@@ -297,9 +311,7 @@ def test_a_localizer_and_a_report_beside_a_series_do_not_count(tmp_path: Path) -
     whole = read(series)
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImagePositionPatient": [0, 0, 0]}
     for i in range(2):
-        write_dicom(
-            series / f"scout{i}", noise((5, 6)), "CT", SeriesInstanceUID="1.2", **scout
-        )
+        write_dicom(series / f"scout{i}", noise((5, 6)), "CT", SeriesInstanceUID="1.2", **scout)
     write_dicom(series / "dose", noise((5, 6)), "OT", PixelData=None, Rows=None)
     np.testing.assert_array_equal(read(series), whole)
     with open_image(series / "scout1") as image:

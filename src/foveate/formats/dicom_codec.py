@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.errors import AGAIN, FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.formats.dicom_header import read_file, reading_dicom, transfer_syntax
 from foveate.formats.jpeg_damage import check_block
 from foveate.formats.markers import DamagedBlock, jpeg2000_size, jpeg_head
@@ -61,15 +61,15 @@ def read_pixels(path: Path) -> tuple[NDArray[Any], Dataset]:
         elements.
 
     Raises:
-        UnsupportedFormat: the file holds no pixels, or they are stored in a way that is not read.
-        UnreadableImage: it is damaged or truncated.
+        UnsupportedFormat: its pixels are encrypted, or stored in a way that is not read.
+        UnreadableImage: it is damaged or truncated, or holds no pixels.
         ImageTooLarge: a frame has more than `MAX_FRAME_PIXELS` pixels.
     """
     dataset = read_file(path)
     with reading_dicom(path):
-        if not dataset.get("PixelData"):
-            raise UnsupportedFormat(f"{path}: {_describe_absence(dataset)}")
         shape = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+        if not dataset.get("PixelData"):
+            raise _explain_absence(path, dataset)
         if shape[0] * shape[1] > MAX_FRAME_PIXELS:
             raise ImageTooLarge(
                 f"{path}: claims {shape[1]} x {shape[0]} pixels, more than the limit of "
@@ -83,11 +83,12 @@ def read_pixels(path: Path) -> tuple[NDArray[Any], Dataset]:
     return pixels, dataset
 
 
-def _describe_absence(dataset: Dataset) -> str:
-    """Describe why a file has no pixels."""
+def _explain_absence(path: Path, dataset: Dataset) -> FoveateError:
+    """Return the error for an image without pixels."""
     if "EncryptedAttributesSequence" in dataset:
-        return "its pixels are missing or encrypted; export it without encryption"
-    return "a DICOM file without pixels; give the files of the images"
+        reason = "its pixels are missing or encrypted; export it without encryption"
+        return UnsupportedFormat(f"{path}: {reason}")
+    return UnreadableImage(f"{path}: holds no complete pixels{AGAIN}")
 
 
 def _decode(path: Path, dataset: Dataset) -> NDArray[Any]:

@@ -35,7 +35,7 @@ HEAD_BYTES = 4096
 """How many bytes of a file are read to find out what it is."""
 _PREAMBLE_BYTES = 128
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED_BYTES, _MAX_FILE_BYTES = 1 << 30, 1 << 31
+_MAX_INFLATED_BYTES, _MAX_FILE_BYTES = 1 << 28, 1 << 31
 _DEFERRED_BYTES = 1 << 20
 """Values longer than this are read only when they are asked for."""
 _SOP_INSTANCE = 0x00080018
@@ -90,7 +90,7 @@ def read_header(
 
     Raises:
         UnreadableImage: the file is damaged.
-        ImageTooLarge: its elements are packed, and more than a gigabyte when unpacked.
+        ImageTooLarge: its elements are packed, and more than 256 MiB when unpacked.
     """
     from pydicom.filereader import read_partial
     from pydicom.tag import Tag
@@ -111,7 +111,7 @@ def read_file(path: Path) -> Dataset:
 
     Raises:
         UnreadableImage: the file is damaged.
-        ImageTooLarge: it is larger than two gigabytes, or unpacks to more than one.
+        ImageTooLarge: it is larger than two gigabytes, or unpacks to more than 256 MiB.
     """
     from pydicom import dcmread
 
@@ -164,7 +164,7 @@ def reading_dicom(path: Path) -> Iterator[None]:
 
 
 def _refuse_bomb(path: Path, file: BinaryIO) -> None:
-    """Refuse a file whose elements are packed (deflate) if they unpack to more than a gigabyte.
+    """Refuse a file whose elements are packed (deflate) if they unpack to more than 256 MiB.
 
     Args:
         path: path of the file, for messages.

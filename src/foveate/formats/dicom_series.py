@@ -5,6 +5,8 @@ Part of the reader `dicom`. Only headers are read, and those of a folder are rem
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 from collections import defaultdict
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cache import ByteCache
-from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage, UnsupportedFormat
+from foveate.errors import AGAIN, FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.formats.dicom_header import (
     HEAD_BYTES,
     SLIDE,
@@ -22,6 +24,7 @@ from foveate.formats.dicom_header import (
     read_header,
     reading_dicom,
 )
+from foveate.messages.warn import warn_once
 from foveate.wording import several
 
 if TYPE_CHECKING:
@@ -42,8 +45,8 @@ _TAGS = (
     *("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType"),
     *("PhotometricInterpretation", "ModalityLUTSequence"),
 )
-_LAST_TAG = 0x00283000
-"""The last of these elements in a file."""
+_SERIES, _LAST_TAG = 0x0020000E, 0x00283000
+"""The element of the series, and the last of these elements in a file."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,12 @@ class FolderFacts:
 
     Attributes:
         slices: the facts of those with pixels.
-        damaged: those whose header cannot be read, and empty files that are called like them.
+        damaged: those whose header cannot be read, and empty files that are called like them, each
+            with the identity of its series; empty where not known.
     """
 
     slices: tuple[SliceFacts, ...]
-    damaged: tuple[Path, ...]
+    damaged: tuple[tuple[Path, str], ...]
 
 
 _folders: ByteCache[FolderFacts] = ByteCache(1 << 26)
@@ -194,7 +198,7 @@ def _scan(folder: Path) -> tuple[list[Path], int]:
 
 
 def _read_files(files: Sequence[Path]) -> FolderFacts:
-    slices, damaged, empty = list[SliceFacts](), list[Path](), list[Path]()
+    slices, damaged, empty = list[SliceFacts](), list[tuple[Path, str]](), list[Path]()
     for i, path in enumerate(files):
         if i >= _MAX_OTHERS and not (slices or damaged):
             break
@@ -207,13 +211,20 @@ def _read_files(files: Sequence[Path]) -> FolderFacts:
         try:
             facts = read_slice(path)
         except UnreadableImage:
-            damaged.append(path)
+            damaged.append((path, _find_series(path)))
             continue
         if facts is not None:
             slices.append(facts)
     suffixes = {facts.path.suffix for facts in slices}
-    damaged += [path for path in empty if path.suffix in suffixes]
+    damaged += [(path, "") for path in empty if path.suffix in suffixes]
     return FolderFacts(tuple(slices), tuple(damaged))
+
+
+def _find_series(path: Path) -> str:
+    """Return the identity of the series of a damaged file, if it can still be read; else empty."""
+    with contextlib.suppress(FoveateError), reading_dicom(path):
+        return str(read_header(path, ["SeriesInstanceUID"], _SERIES).get("SeriesInstanceUID") or "")
+    return ""
 
 
 def group_series(slices: Sequence[SliceFacts]) -> list[list[SliceFacts]]:
@@ -240,12 +251,12 @@ def choose_series(folder: Path, wanted: str | None) -> list[SliceFacts]:
         ImageTooLarge: there are too many files in the folder.
     """
     facts = read_folder(folder)
-    _refuse_damaged(facts)
     groups = group_series(facts.slices)
     if not groups:
         raise UnsupportedFormat(f"{folder}: holds no series of DICOM slices; give its files")
     fitting = [g for g in groups if wanted is None or _is_named(g[0], wanted)]
     if len(fitting) == 1:
+        _refuse_damaged(folder, facts, fitting[0][0].series)
         return fitting[0]
     listed = several([describe_series(group) for group in fitting or groups], 8)
     if wanted is not None and not fitting:
@@ -271,21 +282,32 @@ def find_siblings(facts: SliceFacts) -> list[SliceFacts]:
     if not facts.is_slice:
         return [facts]
     folder = read_folder(facts.path.parent)
-    _refuse_damaged(folder)
+    _refuse_damaged(facts.path, folder, facts.series)
     return [f for f in folder.slices if f.is_slice and f.series == facts.series]
 
 
-def _refuse_damaged(folder: FolderFacts) -> None:
-    """Refuse a folder that holds a file with a damaged header, which may be a slice.
+def _refuse_damaged(path: Path, folder: FolderFacts, series: str) -> None:
+    """Refuse a series that may lack a slice, because the header of a file beside it is damaged.
+
+    Where the folder holds several series and the damaged file does not say which it is of, a
+    warning is logged instead, so that one file does not stop all of them.
+
+    Args:
+        path: the folder or slice that was asked for.
+        folder: the facts of the folder.
+        series: identity of the series.
 
     Raises:
-        UnreadableImage: there is one.
+        UnreadableImage: it may.
     """
-    if folder.damaged:
-        raise UnreadableImage(
-            f"{folder.damaged[0]}: its DICOM header is damaged, so that its series may lack a slice"
-            f"{AGAIN}, or move it away if it is none of the series"
-        )
+    lost = [damaged for damaged, of in folder.damaged if of in ("", series)]
+    if not lost:
+        return
+    text = f"may lack a slice, because the DICOM header of {lost[0].name} is damaged"
+    alone = all(facts.series == series for facts in folder.slices)
+    if alone or any(of == series for _, of in folder.damaged):
+        raise UnreadableImage(f"{path}: {text}{AGAIN}, or move it away if it is none of the series")
+    warn_once(logging.WARNING, "damaged slice", path, text)
 
 
 def _is_named(facts: SliceFacts, wanted: str) -> bool:
