@@ -45,8 +45,15 @@ def sample(name: str) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["CT_small.dcm", "ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm", "rtstruct.dcm"]
-    + ["MR_small_implicit.dcm", "image_dfl.dcm", "no_meta_group_length.dcm"],
+    [
+        "CT_small.dcm",
+        "ExplVR_BigEndNoMeta.dcm",
+        "ExplVR_LitEndNoMeta.dcm",
+        "rtstruct.dcm",
+        "MR_small_implicit.dcm",
+        "image_dfl.dcm",
+        "no_meta_group_length.dcm",
+    ],
 )
 def test_dicom_is_recognised_with_and_without_a_preamble(name: str) -> None:
     assert is_dicom(sample(name).read_bytes()[:HEAD_BYTES])
@@ -54,8 +61,17 @@ def test_dicom_is_recognised_with_and_without_a_preamble(name: str) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"\x08\x00", b"\x08\x00" * 300, b"II*\x00\x08\x00\x00\x00" * 40, b"\x89PNG\r\n\x1a\n" * 9]
-    + [b"\x02\x00\x00\x00" * 99, bytes(500), b"\xff\xd8\xff\xe0" * 99, b"BM\x08\x00" * 99],
+    [
+        b"",
+        b"\x08\x00",
+        b"\x08\x00" * 300,
+        b"II*\x00\x08\x00\x00\x00" * 40,
+        b"\x89PNG\r\n\x1a\n" * 9,
+        b"\x02\x00\x00\x00" * 99,
+        bytes(500),
+        b"\xff\xd8\xff\xe0" * 99,
+        b"BM\x08\x00" * 99,
+    ],
 )
 def test_other_files_are_no_dicom(head: bytes) -> None:
     assert not is_dicom(head)
@@ -100,12 +116,28 @@ def test_a_packed_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["693_J2KI.dcm", "CT_small.dcm", "ExplVR_BigEnd.dcm", "GDCMJ2K_TextGBR.dcm"]
-    + ["J2K_pixelrep_mismatch.dcm", "JPEG2000.dcm", "JPEGLSNearLossless_08.dcm"]
-    + ["JPEGLSNearLossless_16.dcm", "JPGExtended.dcm", "MR_small_RLE.dcm", "MR_small_expb.dcm"]
-    + ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_gdcm.dcm"]
-    + ["SC_rgb_rle_16bit.dcm", "SC_rgb_small_odd_big_endian.dcm", "SC_rgb_jls_lossy_line.dcm"]
-    + ["SC_ybr_full_422_uncompressed.dcm", "liver_expb_1frame.dcm", "examples_palette.dcm"],
+    [
+        "693_J2KI.dcm",
+        "CT_small.dcm",
+        "ExplVR_BigEnd.dcm",
+        "GDCMJ2K_TextGBR.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "JPEG2000.dcm",
+        "JPEGLSNearLossless_08.dcm",
+        "JPEGLSNearLossless_16.dcm",
+        "JPGExtended.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_expb.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "SC_rgb_rle_16bit.dcm",
+        "SC_rgb_small_odd_big_endian.dcm",
+        "SC_rgb_jls_lossy_line.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+        "liver_expb_1frame.dcm",
+        "examples_palette.dcm",
+    ],
 )
 def test_codings_decode_to_the_values_of_pydicom(name: str) -> None:
     """Where pydicom needs a decoder that is not here, values are those of the uncompressed file."""
@@ -121,8 +153,14 @@ def test_codings_decode_to_the_values_of_pydicom(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["SC_jpeg_no_color_transform.dcm", "SC_jpeg_no_color_transform_2.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
-    + ["SC_rgb_dcmtk_+eb+cr.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_jpeg_lossy_gdcm.dcm"],
+    [
+        "SC_jpeg_no_color_transform.dcm",
+        "SC_jpeg_no_color_transform_2.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "SC_rgb_dcmtk_+eb+cr.dcm",
+        "SC_rgb_dcmtk_+eb+cy+np.dcm",
+        "SC_rgb_jpeg_lossy_gdcm.dcm",
+    ],
 )
 def test_colours_of_a_jpeg_are_those_that_its_markers_state(name: str) -> None:
     pixels, dataset = read_pixels(sample(name))
@@ -159,16 +197,16 @@ def test_compressed_grey_has_the_values_that_were_stored(
 
 def test_all_files_of_pydicom_are_read_or_refused_in_one_line() -> None:
     folder = Path(str(sample("CT_small.dcm"))).parent
-    n_read = 0
+    n_read, refused = 0, {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
             with open_image(path) as image:
                 image.read(Box((0,) * image.ndim, (1,) * image.ndim, Frame.PX, 0))
                 n_read += 1
         except FoveateError as error:
-            assert path.name in str(error)
-            assert "\n" not in str(error)
+            refused[path.name] = str(error)
     assert n_read > 50
+    assert all(name in message and "\n" not in message for name, message in refused.items())
 
 
 def test_a_report_is_named_as_one_without_pixels() -> None:

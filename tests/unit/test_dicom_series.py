@@ -139,8 +139,8 @@ def test_a_missing_slice_is_refused(tmp_path: Path) -> None:
 
 def test_uneven_gaps_are_refused_and_rounded_positions_are_not(tmp_path: Path) -> None:
     def at(places: list[float], folder: str) -> Path:
-        place = lambda i: [0, 0, places[i]]
-        return write_series(tmp_path / folder, noise((6, 9, 9)), ImagePositionPatient=place)
+        position_mm = {"ImagePositionPatient": lambda i: [0, 0, places[i]]}
+        return write_series(tmp_path / folder, noise((6, 9, 9)), **position_mm)
 
     with pytest.raises(UnsupportedFormat, match=r"slices are 1 to 1\.5 mm apart, the farthest"):
         open_image(at([0, 1, 2, 3, 4.5, 6], "uneven"))
@@ -157,7 +157,7 @@ def test_a_doubled_slice_is_dropped_where_it_is_a_copy_and_refused_where_not(
     dataset = pydicom.dcmread(series / "IM0002")
     dataset.PixelData = bytes(len(dataset.PixelData))
     dataset.save_as(series / "IM0002 (1)")
-    with pytest.raises(UnsupportedFormat, match="IM0002.*same place and show different pixels"):
+    with pytest.raises(UnsupportedFormat, match=r"IM0002.*same place and show different pixels"):
         open_image(series)
 
 
@@ -165,7 +165,7 @@ def test_a_doubled_slice_is_dropped_where_it_is_a_copy_and_refused_where_not(
 def test_slices_without_positions_are_refused(tmp_path: Path, keyword: str) -> None:
     series = write_series(tmp_path, noise(), **{keyword: None})
     assert is_image_folder(series)
-    with pytest.raises(UnsupportedFormat, match="9 of 9 slices .* state no position"):
+    with pytest.raises(UnsupportedFormat, match=r"9 of 9 slices .* state no position"):
         open_image(series)
 
 
@@ -302,7 +302,7 @@ def test_two_series_in_a_folder_are_named_and_one_can_be_chosen(tmp_path: Path) 
         options = check_options({"dicom": {"series": wanted}})["dicom"]
         assert read(tmp_path, **options).shape == (7, 20, 16)
     assert read(tmp_path / "aIM0003").shape == (9, 20, 16)
-    with pytest.raises(UnsupportedFormat, match="no series is called 'T2'.*'T1 post'"):
+    with pytest.raises(UnsupportedFormat, match=r"no series is called 'T2'.*'T1 post'"):
         read(tmp_path, series="T2")
 
 
@@ -366,9 +366,9 @@ def test_hounsfield_units_have_a_scale_or_a_window(tmp_path: Path) -> None:
 def test_every_slice_is_rescaled_as_it_states(tmp_path: Path) -> None:
     """PET has a slope for each slice."""
     activity = noise((5, 8, 8), 1, 30) * 60
-    slope = lambda i: float(i + 1)
+    rescale = {"RescaleSlope": lambda i: float(i + 1), "RescaleIntercept": 0}
     stored = np.stack([plane // (i + 1) for i, plane in enumerate(activity)]).astype(np.int16)
-    series = write_series(tmp_path, stored, "PT", RescaleSlope=slope, RescaleIntercept=0)
+    series = write_series(tmp_path, stored, "PT", **rescale)
     twin = write_twin(tmp_path / "twin.nii", activity.astype(np.int16))
     np.testing.assert_array_equal(read(series), read(twin))
 

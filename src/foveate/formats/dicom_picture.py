@@ -106,7 +106,7 @@ class DicomPicture:
                 )
             inverted = self._facts.photometric == "MONOCHROME1" and self._scale != "hounsfield"
             if self._scale == "stored":
-                return (255 - pixels if inverted else pixels)[..., None].astype(np.uint8)
+                return np.asarray((255 - pixels if inverted else pixels)[..., None], np.uint8)
             values = rescale(pixels, dataset)
             known = np.isfinite(values)
             if not known.any():

@@ -28,6 +28,7 @@ log = logging.getLogger("foveate")
 
 # The first byte of the mark, the mark, and what the user is told about such a file.
 _NOT_YET = (
+    (128, b"DICM", "DICOM slides are not readable yet; convert them to pyramidal TIFF"),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
     (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
     (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),
