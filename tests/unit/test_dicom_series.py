@@ -306,7 +306,9 @@ def test_two_series_in_a_folder_are_named_and_one_can_be_chosen(tmp_path: Path) 
         read(tmp_path, series="T2")
 
 
-def test_a_localizer_and_a_report_beside_a_series_do_not_count(tmp_path: Path) -> None:
+def test_a_localizer_and_a_report_beside_a_series_do_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     series = write_series(tmp_path, noise(), "CT", RescaleSlope=1, RescaleIntercept=0)
     whole = read(series)
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImagePositionPatient": [0, 0, 0]}
@@ -314,8 +316,18 @@ def test_a_localizer_and_a_report_beside_a_series_do_not_count(tmp_path: Path) -
         write_dicom(series / f"scout{i}", noise((5, 6)), "CT", SeriesInstanceUID="1.2", **scout)
     write_dicom(series / "dose", noise((5, 6)), "OT", PixelData=None, Rows=None)
     np.testing.assert_array_equal(read(series), whole)
+    assert not caplog.text
     with open_image(series / "scout1") as image:
         assert image.kind == "picture"
+
+
+def test_pictures_beside_a_series_are_named_as_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path, noise())
+    write_dicom(tmp_path / "xray", noise((5, 6)), "DX", SeriesInstanceUID="1.2")
+    assert read(tmp_path).shape == (9, 20, 16)
+    assert "other DICOM images beside the series are left out: xray" in caplog.text
 
 
 def test_a_folder_of_xrays_is_no_image(tmp_path: Path) -> None:

@@ -257,6 +257,7 @@ def choose_series(folder: Path, wanted: str | None) -> list[SliceFacts]:
     fitting = [g for g in groups if wanted is None or _is_named(g[0], wanted)]
     if len(fitting) == 1:
         _refuse_damaged(folder, facts, fitting[0][0].series)
+        _warn_of_others(folder, facts, fitting[0][0].series)
         return fitting[0]
     listed = several([describe_series(group) for group in fitting or groups], 8)
     if wanted is not None and not fitting:
@@ -308,6 +309,15 @@ def _refuse_damaged(path: Path, folder: FolderFacts, series: str) -> None:
     if alone or any(of == series for _, of in folder.damaged):
         raise UnreadableImage(f"{path}: {text}{AGAIN}, or move it away if it is none of the series")
     warn_once(logging.WARNING, "damaged slice", path, text)
+
+
+def _warn_of_others(path: Path, folder: FolderFacts, series: str) -> None:
+    """Warn of images in the folder of a series that are neither of it nor of another series."""
+    others = [f.path.name for f in folder.slices if f.series != series and not f.is_localizer]
+    alone = set(others) - {f.path.name for group in group_series(folder.slices) for f in group}
+    if alone:
+        text = f"other DICOM images beside the series are left out: {several(sorted(alone))}"
+        warn_once(logging.WARNING, "beside series", path, text)
 
 
 def _is_named(facts: SliceFacts, wanted: str) -> bool:
