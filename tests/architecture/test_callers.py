@@ -18,6 +18,8 @@ FOUND_BY_NAME = ("methods", "readers", "tasks", "encoders", "exports", "aggregat
 
 EXEMPT = {
     "foveate.cli.main",  # the console script of pyproject.toml
+    *(f"foveate.formats.dicom_codec.{name}" for name in ("DECODER_DEPENDENCIES", "is_available")),
+    "foveate.formats.dicom_codec.decode_frame",  # these three are called by pydicom
 }
 
 

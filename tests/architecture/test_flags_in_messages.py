@@ -49,6 +49,9 @@ def _list_flags() -> dict[str, set[str]]:
         kind = cast(PartKind, f"{section}s")
         for name in names(kind):
             sections |= {f"{section}.{key.replace('_', '-')}" for key in options(find(kind, name))}
+    for name in names("readers"):
+        keys = options(find("readers", name))
+        sections |= {f"reader.{name}.{key.replace('_', '-')}" for key in keys}
     for name, command in cli.commands.items():
         flags[name] |= sections if isinstance(command, Sectioned) else set()
     return flags

@@ -44,7 +44,8 @@ def main() -> None:
 
 def _load_libraries() -> None:
     """Import what readers import when they open their first file, whose time would count it."""
-    for name in ("PIL.Image", "tifffile", "imagecodecs", "nibabel", "openslide", "scipy.ndimage"):
+    names = ("PIL.Image", "tifffile", "imagecodecs", "nibabel", "openslide", "scipy.ndimage")
+    for name in (*names, "pydicom.pixels"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 

@@ -100,7 +100,7 @@ def _decode(path: Path, dataset: Dataset) -> NDArray[Any]:
     if syntax not in (*_UNPACKED, _RUN_LENGTH, *_CODECS):
         raise UnsupportedFormat(
             f"{path}: its pixels are stored as {UID(syntax).name} (transfer syntax), which is not "
-            "read; store them uncompressed (gdcmconv --raw, say)"
+            "read; store them uncompressed (gdcmconv does it)"
         )
     decoder = get_decoder(syntax)
     if syntax in _CODECS:

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Float64, Shaped, UInt8, UInt16
 
-from foveate.errors import OptionError, UnreadableImage, UnsupportedFormat
+from foveate.errors import AGAIN, OptionError, UnreadableImage, UnsupportedFormat
 from foveate.formats.dicom_codec import read_pixels
 from foveate.formats.dicom_header import read_header, reading_dicom
 from foveate.formats.dicom_series import SliceFacts
@@ -102,7 +102,7 @@ class DicomPicture:
                 return _to_rgb(pixels, dataset)
             if pixels.ndim != 2:
                 raise UnreadableImage(
-                    f"{self._facts.path}: holds colours, while its header promised grey"
+                    f"{self._facts.path}: holds colours, while its header promised grey{AGAIN}"
                 )
             inverted = self._facts.photometric == "MONOCHROME1" and self._scale != "hounsfield"
             if self._scale == "stored":
@@ -110,7 +110,9 @@ class DicomPicture:
             values = rescale(pixels, dataset)
             known = np.isfinite(values)
             if not known.any():
-                raise UnreadableImage(f"{self._facts.path}: holds padding only, no values")
+                raise UnreadableImage(
+                    f"{self._facts.path}: holds padding only, no values; export it again"
+                )
             greys = self._to_grey(np.where(known, values, values[known].min()), known, dataset)
             greys = _TOP - greys if inverted else greys
             return np.asarray(np.where(known, greys, 0)[..., None], np.uint16)
@@ -123,11 +125,12 @@ class DicomPicture:
     ) -> UInt16[np.ndarray, "y x"]:
         """Convert finite values to greys; the scale follows from those that are known."""
         if self._scale == "lut":
-            return np.rint(apply_window(values, dataset) * _TOP).astype(np.uint16)
+            return np.asarray(np.rint(apply_window(values, dataset) * _TOP), np.uint16)
         scale = self._ct_scale
-        if scale is None:
-            choose = scale_by_range if self._scale == "range" else scale_without_unit
-            scale = choose(values[known])
+        if scale is None and self._scale == "range":
+            scale = scale_by_range(values[known])
+        elif scale is None:
+            scale = scale_without_unit(values[known])
         return scale.convert(values)
 
 

@@ -262,11 +262,12 @@ def choose_series(folder: Path, wanted: str | None) -> list[SliceFacts]:
     listed = several([describe_series(group) for group in fitting or groups], 8)
     if wanted is not None and not fitting:
         raise UnsupportedFormat(
-            f"{folder}: no series is called '{wanted}' (--reader.dicom.series); there are {listed}"
+            f"{folder}: no series is called '{wanted}' (--reader.dicom.series); give one of "
+            f"{listed}"
         )
     raise UnsupportedFormat(
-        f"{folder}: holds {len(fitting)} series: {listed}; choose one by its number or name "
-        "(--reader.dicom.series), by the path of one of its slices, or put each into a folder"
+        f"{folder}: holds {len(fitting)} series: {listed}; give the path of a slice of one "
+        "of them, put each into a folder, or train with --reader.dicom.series and a number or name"
     )
 
 

@@ -19,7 +19,7 @@ from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.formats.dicom_codec import read_pixels
 from foveate.formats.dicom_series import SliceFacts
 from foveate.formats.volume_axes import AxisOrder
-from foveate.geometry import Vector
+from foveate.geometry import Vector, points_px_from_um
 
 UNEVEN = 0.1
 """How far a slice may lie from its place in an even stack, in distances of two slices."""
@@ -188,7 +188,9 @@ def _drop_copies(
     gaps = np.diff(place_mm[by_place])
     far = gaps[gaps > 1e-3]
     if not far.size:
-        raise UnsupportedFormat(f"{series}: all slices of the series lie at the same place")
+        raise UnsupportedFormat(
+            f"{series}: all slices of the series lie at the same place; give them one by one"
+        )
     kept = [by_place[0]]
     for i, gap in zip(by_place[1:], gaps, strict=True):
         if gap > max(1e-3, _SAME_PLACE * float(np.median(far))):
@@ -257,9 +259,11 @@ def _shifts(
     Raises:
         UnsupportedFormat: slices are displaced by more than their own size.
     """
+    along_um = 1e3 * (position_mm - position_mm[0]) @ rows[::-1].T
+    spacing_um = [1e3 * side for side in spacing_mm]
     with np.errstate(invalid="ignore", divide="ignore"):  # a spacing of 0 is disbelieved
-        offset_px = (position_mm - position_mm[0]) @ rows[::-1].T / np.asarray(spacing_mm)
-    offset_px -= offset_px.min(0)
+        offset_px = points_px_from_um(along_um, spacing_um, (0.0, 0.0))
+    offset_px = offset_px - offset_px.min(0)
     most = offset_px.max(0)
     if not (most > _DRIFT_PX).any():
         return np.zeros_like(offset_px), shape

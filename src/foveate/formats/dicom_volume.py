@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, UInt16
 
 from foveate.cache import ByteCache
-from foveate.errors import OptionError, UnreadableImage
+from foveate.errors import AGAIN, OptionError, UnreadableImage
 from foveate.formats.dicom_codec import read_pixels
 from foveate.formats.dicom_stack import Stack
 from foveate.formats.dicom_values import Scale, choose_ct_scale, rescale
@@ -105,6 +105,7 @@ class DicomVolume:
         if pixels.shape != facts.shape:
             raise UnreadableImage(
                 f"{facts.path}: holds pixels of {pixels.shape}, expected grey ones of {facts.shape}"
+                f"{AGAIN}"
             )
         return rescale(pixels, dataset)
 
@@ -129,6 +130,8 @@ class DicomVolume:
         values = np.concatenate(sample)
         values = values[np.isfinite(values)]
         if not values.size:
-            raise UnreadableImage(f"{slices[0].path}: its series holds padding only, no values")
+            raise UnreadableImage(
+                f"{slices[0].path}: its series holds padding only, no values; export it again"
+            )
         self._count.values = "mask" if is_mask(values) else "other"
         return scale_by_range(values) if self._by_range else scale_without_unit(values)

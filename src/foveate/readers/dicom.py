@@ -162,7 +162,7 @@ def _find_slices(path: Path, series: str | None, stack: bool) -> list[SliceFacts
     if path.is_dir():
         if not stack:
             raise OptionError(
-                f"reader.dicom.stack: got no, for which {path} must be given file by file"
+                f"reader.dicom.stack: got no, expected yes for the folder {path}; or give its files"
             )
         return choose_series(path, series)
     facts = read_slice(path)
