@@ -12,7 +12,13 @@ import pydicom
 import pytest
 import SimpleITK
 
-from foveate.errors import FoveateError, OptionError, UnreadableImage, UnsupportedFormat
+from foveate.errors import (
+    FoveateError,
+    ImageTooLarge,
+    OptionError,
+    UnreadableImage,
+    UnsupportedFormat,
+)
 from foveate.geometry import Box, Frame
 from foveate.readers import check_options, is_image_folder, open_image
 from helpers.dicom import AXIAL, write_dicom, write_series, write_twin
@@ -356,6 +362,16 @@ def test_a_folder_of_xrays_is_no_image(tmp_path: Path) -> None:
         open_image(tmp_path)
     with pytest.raises(OptionError, match=r"reader\.dicom\.stack: got no, expected yes for the"):
         read(write_series(tmp_path / "s", noise()), stack=False)
+
+
+@pytest.mark.slow
+def test_folders_of_very_many_files_are_refused_if_they_are_dicom(tmp_path: Path) -> None:
+    for i in range(20_001):
+        (tmp_path / f"tile_{i}.png").touch()
+    assert not is_image_folder(tmp_path)
+    write_series(tmp_path, noise())
+    with pytest.raises(ImageTooLarge, match="holds more than 20,000 DICOM files; put each series"):
+        open_image(tmp_path)
 
 
 def test_a_folder_is_read_anew_when_it_changes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.pixels.decoders.base import DecodeRunner
 
-MAX_FRAME_PIXELS = 1 << 28
+MAX_FRAME_PIXELS = 1 << 27
 """The largest number of pixels of a frame."""
 
 _SYNTAX = "1.2.840.10008.1.2"

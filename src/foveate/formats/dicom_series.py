@@ -170,17 +170,20 @@ def read_folder(folder: Path) -> FolderFacts:
     Raises:
         ImageTooLarge: there are more than 20,000 files.
     """
-    entries, state = _scan(folder)
+    files, state = _scan(folder)
     key = (os.fspath(folder.absolute()), state)
     known = _folders.get(key)
     if known is None:
-        known = _read_files(entries)
+        known = _read_files(folder, files)
         _folders.put(key, known, _SLICE_BYTES * (len(known.slices) + 1))
     return known
 
 
 def _scan(folder: Path) -> tuple[list[Path], int]:
-    """List the files of a folder that are not hidden, and compute a number of their states."""
+    """List the files of a folder that are not hidden, and compute a number of their states.
+
+    Of too many files, one more is listed than are read.
+    """
     states = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -189,19 +192,22 @@ def _scan(folder: Path) -> tuple[list[Path], int]:
             state = entry.stat()
             states.append((entry.name, state.st_size, state.st_mtime_ns))
             if len(states) > _MAX_FILES:
-                raise ImageTooLarge(
-                    f"{folder}: holds more than {_MAX_FILES:,} files; put each series into a "
-                    "folder of its own"
-                )
+                break
     states.sort()
     return [folder / name for name, _, _ in states], hash(tuple(states))
 
 
-def _read_files(files: Sequence[Path]) -> FolderFacts:
+def _read_files(folder: Path, files: Sequence[Path]) -> FolderFacts:
+    """Read the facts of the files of a folder, see `read_folder`."""
     slices, damaged, empty = list[SliceFacts](), list[tuple[Path, str]](), list[Path]()
     for i, path in enumerate(files):
         if i >= _MAX_OTHERS and not (slices or damaged):
             break
+        if i >= _MAX_OTHERS and len(files) > _MAX_FILES:
+            raise ImageTooLarge(
+                f"{folder}: holds more than {_MAX_FILES:,} DICOM files; put each series into a "
+                "folder of its own"
+            )
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         if not head:

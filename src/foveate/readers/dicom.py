@@ -126,9 +126,12 @@ class DicomReader(AbstractReader):
             path: the file or folder.
             head: its first `HEAD_BYTES` bytes.
         """
-        if head:
-            return is_dicom(head) and read_sop_class(path) != SLIDE
-        return bool(group_series(read_folder(path).slices))
+        try:
+            if head:
+                return is_dicom(head) and read_sop_class(path) != SLIDE
+            return bool(group_series(read_folder(path).slices))
+        except UnreadableImage:  # opening it says what is wrong
+            return True
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
