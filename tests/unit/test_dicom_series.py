@@ -364,6 +364,16 @@ def test_a_folder_of_xrays_is_no_image(tmp_path: Path) -> None:
         read(write_series(tmp_path / "s", noise()), stack=False)
 
 
+def test_a_slice_finds_its_series_among_many_other_files(tmp_path: Path) -> None:
+    for i in range(120):
+        (tmp_path / f"A{i:03d}.txt").write_bytes(b"no DICOM")
+    series = write_series(tmp_path, noise())
+    assert not is_image_folder(series)
+    assert read(series / "IM0005").shape == (9, 20, 16)
+    (series / "IM0004").rename(series / ".IM0004")
+    assert read(series / ".IM0004", stack=False).shape == (20, 16)
+
+
 @pytest.mark.slow
 def test_folders_of_very_many_files_are_refused_if_they_are_dicom(tmp_path: Path) -> None:
     for i in range(20_001):

@@ -162,19 +162,23 @@ _folders: ByteCache[FolderFacts] = ByteCache(1 << 26)
 """Facts of folders, by the folder and the names, sizes and times of its files."""
 
 
-def read_folder(folder: Path) -> FolderFacts:
+def read_folder(folder: Path, *, holds_dicom: bool = False) -> FolderFacts:
     """Read the facts of all DICOM files with pixels that lie directly in a folder.
 
-    A folder of which the first hundred files are no DICOM is taken for one without DICOM.
+    Args:
+        folder: the folder.
+        holds_dicom: whether it is known to hold DICOM; else a folder of which the first hundred
+            files are no DICOM is taken for one without.
 
     Raises:
         ImageTooLarge: there are more than 20,000 files.
     """
+    folder = folder.absolute()
     files, state = _scan(folder)
-    key = (os.fspath(folder.absolute()), state)
+    key = (os.fspath(folder), state, holds_dicom)
     known = _folders.get(key)
     if known is None:
-        known = _read_files(folder, files)
+        known = _read_files(folder, files, holds_dicom)
         _folders.put(key, known, _SLICE_BYTES * (len(known.slices) + 1))
     return known
 
@@ -197,11 +201,11 @@ def _scan(folder: Path) -> tuple[list[Path], int]:
     return [folder / name for name, _, _ in states], hash(tuple(states))
 
 
-def _read_files(folder: Path, files: Sequence[Path]) -> FolderFacts:
+def _read_files(folder: Path, files: Sequence[Path], holds_dicom: bool) -> FolderFacts:
     """Read the facts of the files of a folder, see `read_folder`."""
     slices, damaged, empty = list[SliceFacts](), list[tuple[Path, str]](), list[Path]()
     for i, path in enumerate(files):
-        if i >= _MAX_OTHERS and not (slices or damaged):
+        if i >= _MAX_OTHERS and not (slices or damaged or holds_dicom):
             break
         if i >= _MAX_OTHERS and len(files) > _MAX_FILES:
             raise ImageTooLarge(
@@ -289,9 +293,10 @@ def find_siblings(facts: SliceFacts) -> list[SliceFacts]:
     """
     if not facts.is_slice:
         return [facts]
-    folder = read_folder(facts.path.parent)
+    folder = read_folder(facts.path.parent, holds_dicom=True)
     _refuse_damaged(facts.path, folder, facts.series)
-    return [f for f in folder.slices if f.is_slice and f.series == facts.series]
+    siblings = [f for f in folder.slices if f.is_slice and f.series == facts.series]
+    return siblings or [facts]  # a hidden file
 
 
 def _refuse_damaged(path: Path, folder: FolderFacts, series: str) -> None:
