@@ -130,16 +130,16 @@ def make_plans(tiles: Tiles, n: int) -> list[Plan]:
     tissue, side = set(tiles.tissue()), tiles.side
 
     def lay(shift: int, extent: float) -> list[Box]:
-        """Lay a lattice of boxes, moved off the stored grid, over tissue, row by row."""
+        """Lay a lattice of boxes, moved off the stored grid, over tissue, tile by tile."""
         counts = [int((m * side - shift) // extent) for m in tiles.shape]
         corners = [[round(shift + i * extent) for i in range(n)] for n in counts]
         middle = extent / 2
-        boxes = (
-            Box((y, x), (extent,) * 2, Frame.PX0)
+        places = sorted(
+            (y // side, x // side, y, x)
             for y, x in itertools.product(*corners)
             if (int((y + middle) // side), int((x + middle) // side)) in tissue
         )
-        return list(itertools.islice(boxes, n))
+        return [Box((y, x), (extent,) * 2, Frame.PX0) for _, _, y, x in places[:n]]
 
     shape = (PATCH_PX, PATCH_PX)
     regions = [(y * side, x * side) for y, x in sorted(tissue)[:: max(1, len(tissue) // 6)]]
@@ -149,8 +149,8 @@ def make_plans(tiles: Tiles, n: int) -> list[Plan]:
         Plan("on the grid", lay(0, PATCH_PX), shape),
         Plan("shifted by half", shifted, shape),
         Plan("shifted, at random", [shifted[i] for i in at_random if i < len(shifted)], shape),
-        Plan("respaced, step 1.37", lay(0, PATCH_PX * 1.37), shape),
-        Plan("respaced, step 2", lay(0, PATCH_PX * 2), shape),
+        Plan("respaced, step 1.37", lay(PATCH_PX // 2, PATCH_PX * 1.37), shape),
+        Plan("respaced, step 2", lay(PATCH_PX // 2, PATCH_PX * 2), shape),
         Plan(
             "regions of 4096²",
             [Box(at, (REGION_PX,) * 2, Frame.PX0) for at in regions],

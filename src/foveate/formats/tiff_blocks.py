@@ -6,7 +6,6 @@ Part of the reader `tiff`. Regions are in stored rows and columns.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -96,22 +95,27 @@ def plan_blocks(
     region, i, j = touched.nonzero()
     index = rows.index[region, i] * grid.grid[1] + columns.index[region, j]
     order = np.argsort(index, kind="stable")
-    region, i, j, index = region[order], i[order], j[order], index[order]
-    used = zip(
-        index.tolist(),
+    region, i, j = region[order], i[order], j[order]
+    blocks, n_uses = np.unique(index, return_counts=True)
+    uses = zip(
         region.tolist(),
         *(part[region, i].tolist() for part in rows[2:]),
         *(part[region, j].tolist() for part in columns[2:]),
         strict=True,
     )
-    for block, uses in itertools.groupby(used, key=operator.itemgetter(0)):
-        yield (
-            _stored_block(grid, block),
-            [
-                BlockUse(n, (slice(a, b), slice(c, d)), (slice(e, b - a + e), slice(f, d - c + f)))
-                for _, n, a, b, e, c, d, f in uses
-            ],
-        )
+    for block, n in zip(_stored_blocks(grid, blocks), n_uses.tolist(), strict=True):
+        yield block, [_block_use(*use) for use in itertools.islice(uses, n)]
+
+
+def _block_use(
+    region: int, top: int, bottom: int, y: int, left: int, right: int, x: int
+) -> BlockUse:
+    """Return the use of a block from pixel ``(y, x)`` on by the pixels of a region between edges."""
+    return BlockUse(
+        region,
+        (slice(top, bottom), slice(left, right)),
+        (slice(y, y + bottom - top), slice(x, x + right - left)),
+    )
 
 
 def paste_block(pixels: Pixels, uses: list[BlockUse], regions: Pixels) -> None:
@@ -174,15 +178,14 @@ def _cut_axis(origin_px: Int64[np.ndarray, " n"], size_px: int, side: int) -> _C
     return _Cuts(index, index <= last[:, None], low, high, low - start)
 
 
-def _stored_block(grid: BlockGrid, index: int) -> StoredBlock:
-    """Return the block of an index, which counts row by row."""
+def _stored_blocks(grid: BlockGrid, index: Int64[np.ndarray, " m"]) -> Iterator[StoredBlock]:
+    """Yield the blocks of some indices, which count row by row."""
     per_plane = grid.grid[0] * grid.grid[1]
-    places = slice(index, None, per_plane)
-    return StoredBlock(
-        *divmod(index, grid.grid[1]),
-        tuple(grid.offsets[places].tolist()),
-        tuple(grid.counts[places].tolist()),
-    )
+    places = index[:, None] + np.arange(0, len(grid.offsets), per_plane)
+    rows, columns = np.divmod(index, grid.grid[1])
+    facts = (rows, columns, grid.offsets[places], grid.counts[places])
+    for row, column, offsets, counts in zip(*(fact.tolist() for fact in facts), strict=True):
+        yield StoredBlock(row, column, tuple(offsets), tuple(counts))
 
 
 def stored_shape(grid: BlockGrid, block: StoredBlock) -> tuple[int, int]:

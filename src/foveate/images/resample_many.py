@@ -64,7 +64,8 @@ def resample_boxes(
         if math.prod(size) > max_block_px():
             read_alone |= kind
             continue
-        for rows, part in _cut_rows(kind, size, out):
+        together = len(out) if kind is stored else _count_regions(size, out)
+        for rows, part in _cut_rows(kind, together, out):
             if kind is stored:
                 _read_regions(source, low[rows], part)
                 continue
@@ -75,17 +76,18 @@ def resample_boxes(
         out[i] = resample_from(source, origin_px[i].tolist(), step_px, shape)
 
 
-def _cut_rows(
-    chosen: Bool[np.ndarray, " n"], size: tuple[int, ...], out: Pixels
-) -> Iterator[tuple[Int64[np.ndarray, " m"], Pixels]]:
-    """Yield the indices of chosen boxes in groups, and the part of `out` to be filled for each.
-
-    The regions of a group, `size` pixels each, fit `_REGION_BYTES`.
-    """
-    rows = np.flatnonzero(chosen)
+def _count_regions(size: tuple[int, ...], out: Pixels) -> int:
+    """Count the regions of `size` pixels like those of `out` that fit `_REGION_BYTES`."""
     n_bytes = math.prod(size) * out.shape[-1] * out.itemsize
-    n = max(1, _REGION_BYTES // n_bytes)
-    for group in (rows[at : at + n] for at in range(0, len(rows), n)):
+    return max(1, _REGION_BYTES // n_bytes)
+
+
+def _cut_rows(
+    chosen: Bool[np.ndarray, " n"], together: int, out: Pixels
+) -> Iterator[tuple[Int64[np.ndarray, " m"], Pixels]]:
+    """Yield the indices of chosen boxes in groups, and the part of `out` to be filled for each."""
+    rows = np.flatnonzero(chosen)
+    for group in (rows[at : at + together] for at in range(0, len(rows), together)):
         if group[-1] - group[0] == len(group) - 1:
             yield group, out[group[0] : group[-1] + 1]
             continue
@@ -202,7 +204,9 @@ def _count_edge(step_px: float) -> int:
 
 def _weigh(values: Pixels, taps: _Taps, axis: int) -> NDArray[np.float32]:
     """Resample rows (`axis` 1) or columns (2) of pictures ``(m, y, x, c)``."""
-    tapped = values.take(taps.index, axis, mode="clip")
-    axes = "mktxc,kt->mkxc" if axis == 1 else "myktc,kt->mykc"
-    result: NDArray[np.float32] = np.einsum(axes, tapped, taps.weight, dtype=np.float32)
-    return result
+    shape = (-1, 1, 1) if axis == 1 else (-1, 1)
+    parts = (
+        values.take(index, axis, mode="clip") * weight.reshape(shape)
+        for index, weight in zip(taps.index.T, taps.weight.T, strict=True)
+    )
+    return functools.reduce(np.add, parts)

@@ -230,7 +230,8 @@ class TiffReader(AbstractReader):
             raise UnreadableImage(f"{self.path}: the image is closed; open it again")
         height, width = regions.shape[1:3]
         waiting: dict[StoredBlock, list[BlockUse]] = {}
-        with converting(self.path, self._explain(level, origin_px[0].tolist(), (height, width))):
+        place = origin_px[0].tolist()
+        with converting(self.path, self._explain(level, place, (height, width))):
             for block, uses in plan_blocks(self._grids[level], origin_px, (height, width)):
                 if block.is_absent:
                     for use in uses:
@@ -241,9 +242,8 @@ class TiffReader(AbstractReader):
                     waiting[block] = uses
             for block, stored in self._read_bytes(list(waiting)):
                 uses = waiting[block]
-                first = origin_px[uses[0].region].tolist()
-                with converting(self.path, self._explain(level, first, (height, width))):
-                    self._decode_into(level, block, stored, uses, regions)
+                place[:] = origin_px[uses[0].region].tolist()  # for the error, if there is one
+                self._decode_into(level, block, stored, uses, regions)
 
     def _fill_absent(
         self, level: int, block: StoredBlock, use: BlockUse, region: Pixels
