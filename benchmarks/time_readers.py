@@ -184,9 +184,7 @@ def retile(path: Path, side: int, out: Path) -> None:
     """Write level 0 of a slide anew in JPEG tiles of another side."""
     with TiffReader(path) as image, tifffile.TiffWriter(out) as file:
         height, width = (n // side * side for n in image.shape)
-        rows = (
-            image.read(Box((y, 0), (side, width), Frame.PX, 0)) for y in range(0, height, side)
-        )
+        rows = (image.read(Box((y, 0), (side, width), Frame.PX, 0)) for y in range(0, height, side))
         file.write(
             (row[:, x : x + side] for row in rows for x in range(0, width, side)),
             shape=(height, width, 3),

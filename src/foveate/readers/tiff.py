@@ -245,9 +245,7 @@ class TiffReader(AbstractReader):
                 place[:] = origin_px[uses[0].region].tolist()  # for the error, if there is one
                 self._decode_into(level, block, stored, uses, regions)
 
-    def _fill_absent(
-        self, level: int, block: StoredBlock, use: BlockUse, region: Pixels
-    ) -> None:
+    def _fill_absent(self, level: int, block: StoredBlock, use: BlockUse, region: Pixels) -> None:
         """Fill the part of an absent block from the next finer level, else with the background."""
         grid = self._grids[level]
         place = (
