@@ -93,7 +93,7 @@ def plan_blocks(
     )
     touched = rows.touched[:, :, None] & columns.touched[:, None, :]
     region, i, j = touched.nonzero()
-    index = rows.index[region, i] * grid.grid[1] + columns.index[region, j]
+    index = rows.block[region, i] * grid.grid[1] + columns.block[region, j]
     order = np.argsort(index, kind="stable")
     region, i, j = region[order], i[order], j[order]
     blocks, n_uses = np.unique(index, return_counts=True)
@@ -110,7 +110,7 @@ def plan_blocks(
 def _block_use(
     region: int, top: int, bottom: int, y: int, left: int, right: int, x: int
 ) -> BlockUse:
-    """Return the use of a block from pixel ``(y, x)`` on by the pixels of a region between edges."""
+    """Return the use of a block, from its pixel ``(y, x)`` on, by a region between edges."""
     return BlockUse(
         region,
         (slice(top, bottom), slice(left, right)),
@@ -155,14 +155,14 @@ class _Cuts(NamedTuple):
     """How regions are cut by the borders of blocks along one axis; all fields are ``(n, k)``.
 
     Attributes:
-        index: row or column of the block.
+        block: row or column of the block.
         touched: whether the region reaches into this block; the other fields count only there.
         low: first pixel of the region that lies in the block.
         high: end of these pixels in the region.
         within: the first of these pixels, in pixels of the block.
     """
 
-    index: NDArray[np.int64]
+    block: NDArray[np.int64]
     touched: NDArray[np.bool_]
     low: NDArray[np.int64]
     high: NDArray[np.int64]

@@ -17,21 +17,19 @@ from types import TracebackType
 from typing import Literal, Self, final
 
 import numpy as np
-from jaxtyping import Float64
 
 from foveate.errors import BoxError, ImageTooLarge, MissingSpacing, converting
 from foveate.geometry import (
     Box,
     Frame,
     Vector,
-    points_px_from_um,
     shape_from_size_um,
     size_um_from_shape,
     spacing_um_from_downsample,
     spacing_um_from_shape,
     um_from_px0,
 )
-from foveate.geometry.boxes import group_by_size
+from foveate.geometry.boxes import Origins, group_by_size, place_boxes
 from foveate.images.border import border_median, read_padded
 from foveate.images.read_count import ReadCount
 from foveate.images.resample import Corners, Pixels, Source
@@ -44,8 +42,6 @@ MAX_GLIMPSE_PIXELS = 1 << 26
 """The largest glimpse in pixels, since it must fit in memory; larger ones are refused."""
 
 _LEVEL_TOLERANCE = 0.01
-_ROUNDING_PX = 1e-6
-"""Coordinates that are nearer to a whole number are that number."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +119,14 @@ class AbstractImage(abc.ABC):
         """
 
     def _read_regions(self, level: int, origin_px: Corners, regions: Pixels) -> None:
-        """Read many regions of one size, all completely inside a level, into ``(n, *size, c)``.
+        """Read many regions of one size that lie completely inside a level.
 
-        By default they are read one after the other, those of one row of tiles together. Readers
-        of stored tiles override it, to read and decode each tile once.
+        By default tile by tile. Readers of stored tiles may override it.
 
         Args:
             level: index of the level.
             origin_px: first pixel of each region.
-            regions: filled.
+            regions: ``(n, *size, c)``, filled.
 
         Raises:
             UnreadableImage: pixels cannot be decoded.
@@ -156,7 +151,6 @@ class AbstractImage(abc.ABC):
 
         Returns 0 only where nothing is stored, for such regions are not read. Reads no pixels.
         """
-        del level, origin_px, size_px
         return 1.0
 
     # -- what users call ----------------------------------------------------------------------
@@ -227,9 +221,11 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels of the border cannot be decoded.
         """
         if self._background is None:
-            stated = self._stated_background()
-            value = self._border_median() if stated is None else np.asarray(stated)
-            self._background = value.astype(self.dtype)
+            colour = self._stated_background()
+            if colour is None:
+                read = functools.partial(self._read_converting, len(self.levels) - 1)
+                colour = border_median(read, self.levels[-1].shape)
+            self._background = np.asarray(colour).astype(self.dtype)
         return self._background
 
     @final
@@ -247,23 +243,16 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels cannot be decoded.
             ImageTooLarge: the memory does not suffice.
         """
-        try:
-            return self._read_padded(box)
-        except MemoryError as error:
-            raise self._too_large(box.size) from error
-
-    def _read_padded(self, box: Box) -> Pixels:
-        """Read a box of a level, filled with `background` where it lies outside the image."""
         if box.frame is not Frame.PX or box.level is None:
             raise BoxError(f"read needs a box in level pixels, got {box.frame.value}")
         if any(v != int(v) for v in box.origin + box.size):
             raise BoxError(f"read needs whole pixels, got {box.origin}, {box.size}; use read_at")
-        return read_padded(
-            functools.partial(self._read_converting, box.level),
-            self.levels[box.level].shape,
-            (tuple(map(int, box.origin)), tuple(map(int, box.size))),
-            lambda: self.background,
-        )
+        read = functools.partial(self._read_converting, box.level)
+        region = tuple(map(int, box.origin)), tuple(map(int, box.size))
+        try:
+            return read_padded(read, self.levels[box.level].shape, region, lambda: self.background)
+        except MemoryError as error:
+            raise self._too_large(box.size) from error
 
     def _read_converting(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
@@ -310,8 +299,7 @@ class AbstractImage(abc.ABC):
     def read_many(self, boxes_um: Sequence[Box], shape: Sequence[int]) -> Pixels:
         """Read boxes as `read_at` does, much faster than one by one.
 
-        Stored tiles that several boxes share are decoded once; boxes of one size that begin at
-        whole pixels share the weights of resampling.
+        Tiles that boxes share are decoded once; boxes of one size are resampled together.
 
         Args:
             boxes_um: the regions, in frame ``UM``; their sizes may differ.
@@ -329,31 +317,20 @@ class AbstractImage(abc.ABC):
         try:
             out = np.empty((len(boxes_um), *shape, self.channels), self.dtype)
             for size_um, rows, origin_um in group_by_size(boxes_um, Frame.UM, self.ndim):
-                if len(rows) == len(out):
-                    self._read_equal(origin_um, size_um, out)
-                else:
-                    part = np.empty((len(rows), *out.shape[1:]), out.dtype)
-                    self._read_equal(origin_um, size_um, part)
+                part = out if len(rows) == len(out) else np.empty_like(out[: len(rows)])
+                self._read_equal(origin_um, size_um, part)
+                if part is not out:
                     out[rows] = part
         except MemoryError as error:
             raise self._too_large(shape) from error
         return out
 
-    def _read_equal(
-        self, origin_um: Float64[np.ndarray, "m d"], size_um: Vector, out: Pixels
-    ) -> None:
+    def _read_equal(self, origin_um: Origins, size_um: Vector, out: Pixels) -> None:
         """Read boxes of one size, given their corners, into ``(m, *shape, c)``."""
         shape = out.shape[1:-1]
         level = self.level_for(spacing_um_from_shape(size_um, shape))
         stored_um = spacing_um_from_downsample(self.known_spacing_um, self.levels[level].downsample)
-        origin_px = points_px_from_um(origin_um, stored_um, (0.0,) * self.ndim)
-        near = np.round(origin_px)
-        origin_px = np.where(np.abs(origin_px - near) < _ROUNDING_PX, near, origin_px)
-        step_px = tuple(
-            size / (n * s) for size, n, s in zip(size_um, shape, stored_um, strict=True)
-        )
-        if all(abs(s - 1) < 1e-9 for s in step_px):
-            step_px = (1.0,) * self.ndim
+        origin_px, step_px = place_boxes(origin_um, size_um, shape, stored_um)
         resample_boxes(self._source(level), origin_px, step_px, out)
 
     @final
@@ -411,12 +388,6 @@ class AbstractImage(abc.ABC):
             read_many=read_many,
             stored_share=functools.partial(self._stored_share, level),
         )
-
-    def _border_median(self) -> Pixels:
-        """Compute the median colour of the border of the coarsest level."""
-        level = len(self.levels) - 1
-        read = functools.partial(self._read_converting, level)
-        return border_median(read, self.levels[level].shape)
 
 
 def glimpse_shape(image: AbstractImage, spacing_um: float) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def resample_boxes(
 
 def _count_regions(size: tuple[int, ...], out: Pixels) -> int:
     """Count the regions of `size` pixels like those of `out` that fit `_REGION_BYTES`."""
-    n_bytes = math.prod(size) * out.shape[-1] * out.itemsize
+    n_bytes = math.prod(size) * out.shape[-1] * int(out.itemsize)
     return max(1, _REGION_BYTES // n_bytes)
 
 
@@ -138,9 +138,9 @@ def _resample_stack(
     )
     top, left = rows.cut(_count_edge(step_px[0])), columns.cut(_count_edge(step_px[1]))
     upper = _weigh(_weigh(regions, top, 1), columns, 2)
-    out[:, : len(top.index)] = round_to_dtype(upper, out.dtype)
+    out[:, : len(top.source)] = round_to_dtype(upper, out.dtype)
     lower = _weigh(_weigh(regions, left, 2), rows, 1)
-    out[:, :, : len(left.index)] = round_to_dtype(lower, out.dtype)
+    out[:, :, : len(left.source)] = round_to_dtype(lower, out.dtype)
 
 
 def _suits_torch(regions: Pixels, first: tuple[int, ...], step_px: Sequence[float]) -> bool:
@@ -175,16 +175,16 @@ class _Taps(NamedTuple):
     """The source pixels under the filter of each of n output pixels along an axis, ``(n, taps)``.
 
     Attributes:
-        index: indices of the pixels.
+        source: indices of the pixels.
         weight: their weights, which sum to 1.
     """
 
-    index: Int64[np.ndarray, "n taps"]
+    source: Int64[np.ndarray, "n taps"]
     weight: Float32[np.ndarray, "n taps"]
 
     def cut(self, n: int) -> _Taps:
         """Return the taps of the first `n` output pixels."""
-        return _Taps(self.index[:n], self.weight[:n])
+        return _Taps(self.source[:n], self.weight[:n])
 
 
 @functools.lru_cache(maxsize=64)
@@ -207,6 +207,6 @@ def _weigh(values: Pixels, taps: _Taps, axis: int) -> NDArray[np.float32]:
     shape = (-1, 1, 1) if axis == 1 else (-1, 1)
     parts = (
         values.take(index, axis, mode="clip") * weight.reshape(shape)
-        for index, weight in zip(taps.index.T, taps.weight.T, strict=True)
+        for index, weight in zip(taps.source.T, taps.weight.T, strict=True)
     )
     return functools.reduce(np.add, parts)

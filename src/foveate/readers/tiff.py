@@ -195,7 +195,7 @@ class TiffReader(AbstractReader):
         with converting(self.path, self._explain(level, origin_px, size_px)):
             regions = np.empty((1, *size_px, self.channels), self.dtype)
         self._compose_regions(level, np.array([origin_px]), regions)
-        return regions[0]
+        return np.asarray(regions[0])
 
     def _explain(
         self, level: int, origin_px: Sequence[int], size_px: Sequence[int]
