@@ -1,152 +1,258 @@
-"""Tiles per second of the TIFF reader and of OpenSlide, beside decoding of the same blocks.
+"""Patches per second of `read_many`, beside bare decoding of the tiles that they touch.
 
-    python benchmarks/time_readers.py [--slide FILE] [--seconds 3]
+    python benchmarks/time_readers.py [--slide FILE] [--retile 256] [--rounds 7]
 
-Every line is measured in the same run on the same machine: absolute figures do not carry over to
-another one, the ratios to bare decoding mostly do.
+For each way that patches may lie, a pass over the same patches is timed with each reader, one after
+the other, in several rounds; the medians are printed. Absolute figures do not carry over to another
+machine, the ratios to bare decoding in the same run mostly do. Bare decoding takes the stored bytes
+of every touched tile from memory, and decodes each tile once.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import imagecodecs
 import numpy as np
 import tifffile
 
-from foveate.geometry import Box, Frame
+from foveate.geometry import Box, Frame, um_from_px0
 from foveate.images.image import AbstractImage
+from foveate.images.respaced import RespacedImage
+from foveate.readers.base import AbstractReader
 from foveate.readers.openslide_ import OpenSlideReader
 from foveate.readers.tiff import TiffReader
 
 SLIDE = (
     Path(__file__).resolve().parents[1] / "../shared/data/pathology_atlas/giga/BS9__HE1_1.56Gpx.svs"
 )
-PATCH_PX = 256
-EMPTY_BYTES = 4000
-"""Stored blocks smaller than this hold paper; larger ones hold tissue."""
+PATCH_PX, REGION_PX, BATCH = 256, 4096, 64
+TISSUE_SHARE = 0.25
+"""Stored tiles with fewer bytes, as a share of the largest ones, hold paper."""
+QUALITY = 85
+
+T = TypeVar("T")
 
 
-def tissue_blocks(path: Path) -> list[tuple[int, int, int, int]]:
-    """List row, column, offset and byte count of all level-0 blocks with tissue."""
-    with tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        across = -(-page.imagewidth // page.tilewidth)
-        down = page.imagelength // page.tilelength - 1
-        blocks = enumerate(zip(page.dataoffsets, page.databytecounts, strict=True))
-        return [
-            (i // across, i % across, offset, count)
-            for i, (offset, count) in blocks
-            if count > EMPTY_BYTES and i // across < down and i % across < across - 2
-        ]
+@dataclass(frozen=True)
+class Plan:
+    """Boxes to read in order.
+
+    Attributes:
+        name: how they lie.
+        boxes: the boxes, in pixels of level 0.
+        shape: pixels that each is read as.
+        batch: number of boxes in one call of `read_many`.
+    """
+
+    name: str
+    boxes: list[Box]
+    shape: tuple[int, int]
+    batch: int = BATCH
 
 
-def rate(work: Callable[[int], None], n: int, threads: int, seconds: float) -> float:
-    """Return the calls per second of ``work(0..n)``, in order, repeated until the time is up."""
-    places: Iterator[int] = itertools.cycle(range(n))
-    counts = [0] * threads
+class Tiles:
+    """The stored JPEG tiles of level 0 of a slide, in memory.
 
-    def run(thread: int) -> None:
-        while time.perf_counter() < stop:
-            work(next(places))
-            counts[thread] += 1
+    Args:
+        path: the slide.
+    """
 
-    warm_until = time.perf_counter() + seconds / 2
-    while time.perf_counter() < warm_until:  # memory is touched for the first time, caches fill
-        work(next(places))
-    stop = time.perf_counter() + seconds
-    start = time.perf_counter()
+    def __init__(self, path: Path) -> None:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            self.side, self.tables = page.tilewidth, page.jpegtables
+            self.shape = page.imagelength // self.side, page.imagewidth // self.side
+            self.across = -(-page.imagewidth // self.side)
+            self.counts = page.databytecounts
+            self.stored: list[bytes] = []
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                file.filehandle.seek(offset)
+                self.stored.append(file.filehandle.read(count))
+
+    def tissue(self) -> list[tuple[int, int]]:
+        """List row and column of the tiles with tissue, two tiles or more from the border."""
+        least = TISSUE_SHARE * np.percentile(self.counts, 99)
+        places = itertools.product(range(2, self.shape[0] - 2), range(2, self.shape[1] - 2))
+        return [(y, x) for y, x in places if self.counts[y * self.across + x] > least]
+
+    def touched(self, boxes: Iterable[Box]) -> list[bytes]:
+        """Return the stored bytes of all tiles that boxes touch, each once, in reading order."""
+        found: set[int] = set()
+        for box in boxes:
+            low = [int(o // self.side) for o in box.origin]
+            high = [math.ceil(e / self.side) for e in box.end]
+            found |= {
+                y * self.across + x
+                for y, x in itertools.product(*map(range, low, high))
+                if y < self.shape[0] and x < self.across
+            }
+        return [self.stored[i] for i in sorted(found)]
+
+    def decode(self, tiles: Sequence[bytes], threads: int) -> float:
+        """Return the seconds in which threads decode tiles."""
+
+        def work(part: Sequence[bytes]) -> None:
+            for data in part:
+                out = np.empty((self.side, self.side, 3), np.uint8)
+                imagecodecs.jpeg8_decode(data, tables=self.tables, outcolorspace="RGB", out=out)
+
+        return run(work, cut(tiles, 16), threads)
+
+
+def cut(items: Sequence[T], n: int) -> list[Sequence[T]]:
+    """Cut items into groups of `n`."""
+    return [items[at : at + n] for at in range(0, len(items), n)]
+
+
+def run(work: Callable[[T], None], jobs: Sequence[T], threads: int) -> float:
+    """Return the seconds in which threads do all jobs."""
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, range(threads)))
-    return sum(counts) / (time.perf_counter() - start)
+        list(pool.map(lambda _: None, range(threads)))
+        begun = time.perf_counter()
+        for done in [pool.submit(work, job) for job in jobs]:
+            done.result()
+        return time.perf_counter() - begun
 
 
-def decode_blocks(path: Path, blocks: Sequence[tuple[int, int, int, int]]) -> Callable[[int], None]:
-    """Return a function that decodes a stored block without a reader."""
-    with tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
-        stored = []
-        for _, _, offset, count in blocks:
-            file.filehandle.seek(offset)
-            stored.append(file.filehandle.read(count))
+def make_plans(tiles: Tiles, n: int) -> list[Plan]:
+    """Return the ways of reading `n` patches of tissue."""
+    tissue, side = set(tiles.tissue()), tiles.side
 
-    def work(i: int) -> None:
-        out = np.empty(shape, np.uint8)
-        imagecodecs.jpeg8_decode(stored[i], tables=tables, outcolorspace="RGB", out=out)
+    def lay(shift: int, extent: float) -> list[Box]:
+        """Lay a lattice of boxes, moved off the stored grid, over tissue, tile by tile."""
+        counts = [int((m * side - shift) // extent) for m in tiles.shape]
+        corners = [[round(shift + i * extent) for i in range(n)] for n in counts]
+        middle = extent / 2
+        places = sorted(
+            (y // side, x // side, y, x)
+            for y, x in itertools.product(*corners)
+            if (int((y + middle) // side), int((x + middle) // side)) in tissue
+        )
+        return [Box((y, x), (extent,) * 2, Frame.PX0) for _, _, y, x in places[:n]]
 
-    return work
+    shape = (PATCH_PX, PATCH_PX)
+    regions = [(y * side, x * side) for y, x in sorted(tissue)[:: max(1, len(tissue) // 6)]]
+    at_random = np.random.default_rng(0).permutation(n).tolist()
+    shifted = lay(PATCH_PX // 2, PATCH_PX)
+    return [
+        Plan("on the grid", lay(0, PATCH_PX), shape),
+        Plan("shifted by half", shifted, shape),
+        Plan("shifted, at random", [shifted[i] for i in at_random if i < len(shifted)], shape),
+        Plan("respaced, step 1.37", lay(PATCH_PX // 2, PATCH_PX * 1.37), shape),
+        Plan("respaced, step 2", lay(PATCH_PX // 2, PATCH_PX * 2), shape),
+        Plan(
+            "regions of 4096²",
+            [Box(at, (REGION_PX,) * 2, Frame.PX0) for at in regions],
+            (REGION_PX, REGION_PX),
+            1,
+        ),
+    ]
 
 
-def boxes(
-    blocks: Sequence[tuple[int, int, int, int]], side: int, patch: int, shift: int
-) -> list[Box]:
-    """Return patches inside the tissue blocks, row by row, moved by `shift` off the stored grid."""
-    inside = []
-    for row, column, _, _ in blocks:
-        for y, x in itertools.product(range(0, side, patch), repeat=2):
-            origin = (row * side + y + shift, column * side + x + shift)
-            inside.append(Box(origin, (patch, patch), Frame.PX, 0))
-    return inside
+def read_with(reader: type[AbstractReader], path: Path, *, many: bool) -> Callable[..., float]:
+    """Return a function that times a pass over a plan with a new image, whose cache is empty."""
+
+    def timed(plan: Plan, threads: int) -> float:
+        with reader(path) as opened:
+            image: AbstractImage = RespacedImage(opened, (1.0, 1.0), unit="px")
+            boxes = [um_from_px0(box, (1.0, 1.0)) for box in plan.boxes]
+
+            def work(part: Sequence[Box]) -> None:
+                if many:
+                    image.read_many(part, plan.shape)
+                    return
+                for box in part:
+                    image.read_at(box, plan.shape)
+
+            return run(work, cut(boxes, plan.batch), threads)
+
+    return timed
 
 
-def read_boxes(image: AbstractImage, boxes_to_read: Sequence[Box]) -> Callable[[int], None]:
-    """Return a function that reads one of the boxes."""
+def retile(path: Path, side: int, out: Path) -> None:
+    """Write level 0 of a slide anew in JPEG tiles of another side."""
+    with TiffReader(path) as image, tifffile.TiffWriter(out) as file:
+        height, width = (n // side * side for n in image.shape)
+        rows = (image.read(Box((y, 0), (side, width), Frame.PX, 0)) for y in range(0, height, side))
+        file.write(
+            (row[:, x : x + side] for row in rows for x in range(0, width, side)),
+            shape=(height, width, 3),
+            dtype=np.uint8,
+            tile=(side, side),
+            photometric="rgb",
+            compression="jpeg",
+            compressionargs={"level": QUALITY, "outcolorspace": "ycbcr"},
+            resolution=(4e4, 4e4),
+            resolutionunit="CENTIMETER",
+        )
 
-    def work(i: int) -> None:
-        image.read(boxes_to_read[i])
 
-    return work
+def measure(path: Path, rounds: int, n: int) -> None:
+    """Time all plans with all readers, and print a table."""
+    tiles = Tiles(path)
+    readers = {
+        "read_many": read_with(TiffReader, path, many=True),
+        "read_at": read_with(TiffReader, path, many=False),
+        "OpenSlide": read_with(OpenSlideReader, path, many=False),
+    }
+    print(f"{path.name}: tiles of {tiles.side}², patches of {PATCH_PX}²; patches a second")
+    names = ("bare", *readers, "many/bare", "gain of bare", "gain of many")
+    print("| patches | threads | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 2) + "|")
+    for plan in make_plans(tiles, n):
+        stored = tiles.touched(plan.boxes)
+        seconds: dict[tuple[str, int], list[float]] = {}
+        for _ in range(rounds):
+            for threads in (1, 2):
+                seconds.setdefault(("bare", threads), []).append(tiles.decode(stored, threads))
+                for name, timed in readers.items():
+                    seconds.setdefault((name, threads), []).append(timed(plan, threads))
+        rate = {key: len(plan.boxes) / statistics.median(all_) for key, all_ in seconds.items()}
+        for threads in (1, 2):
+            rates = [rate[name, threads] for name in ("bare", *readers)]
+            gains = [_gain(seconds, name, (name, threads)) for name in ("bare", "read_many")]
+            share = _gain(seconds, "bare", ("read_many", threads), threads)
+            row = [f"{r:.0f}" if r > 20 else f"{r:.1f}" for r in rates]
+            print(
+                f"| {plan.name} | {threads} | "
+                + " | ".join([*row, f"{share:.2f}", *(f"{g:.2f}" for g in gains)])
+                + " |",
+                flush=True,
+            )
+
+
+def _gain(
+    seconds: dict[tuple[str, int], list[float]], base: str, other: tuple[str, int], threads: int = 1
+) -> float:
+    """Return how many times as fast as a base a reader is: the median over rounds of the ratio."""
+    pairs = zip(seconds[base, threads], seconds[other], strict=True)
+    return statistics.median(a / b for a, b in pairs)
 
 
 def main() -> None:
     """Measure all readers and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slide", type=Path, default=SLIDE)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--retile", type=int, help="write the slide anew in tiles of this side")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--patches", type=int, default=1024)
     options = parser.parse_args()
-    blocks = tissue_blocks(options.slide)
-    with tifffile.TiffFile(options.slide) as file:
-        side = file.pages.first.tilewidth
-    share = (PATCH_PX / side) ** 2
-    print(f"{options.slide.name}: {len(blocks)} tissue blocks of {side}², patches of {PATCH_PX}²")
-    print("A patch's worth of bare decoding is its share of a stored block.")
-    plans = {
-        f"stored blocks {side}², whole pass": (boxes(blocks, side, side, 0), 1 / share),
-        f"{PATCH_PX}² on the grid, in order": (boxes(blocks, side, PATCH_PX, 0), 1.0),
-        f"{PATCH_PX}² shifted by half, in order": (
-            boxes(blocks, side, PATCH_PX, PATCH_PX // 2),
-            1.0,
-        ),
-        f"{PATCH_PX}² shifted, at random": (
-            list(
-                np.random.default_rng(0).permutation(
-                    np.array(boxes(blocks, side, PATCH_PX, PATCH_PX // 2), dtype=object)
-                )
-            ),
-            1.0,
-        ),
-    }
-    for threads in (1, 2):
-        yardstick = (
-            rate(decode_blocks(options.slide, blocks), len(blocks), threads, options.seconds)
-            / share
-        )
-        print(f"\n{threads} thread(s): bare decoding {yardstick:.0f} patches/s")
-        for name, (plan_boxes, weight) in plans.items():
-            for reader in (TiffReader, OpenSlideReader):
-                with reader(options.slide) as image:
-                    work = read_boxes(image, plan_boxes)
-                    speed = rate(work, len(plan_boxes), threads, options.seconds) * weight
-                    print(
-                        f"  {name:34} {reader.__name__:16} {speed:7.0f} patches/s "
-                        f"{speed / yardstick:5.2f} of bare"
-                    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.slide
+        if options.retile:
+            path = Path(folder) / f"tiles_of_{options.retile}.tif"
+            retile(options.slide, options.retile, path)
+        measure(path, options.rounds, options.patches)
 
 
 if __name__ == "__main__":

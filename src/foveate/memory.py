@@ -37,6 +37,13 @@ def peak_memory_mib() -> float:
     return peak_device_mib() or peak_rss_mib()
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_huge_pages() -> None:
     """Let tensors use pages of 2 MiB where Linux has them; call it before the first tensor.
 

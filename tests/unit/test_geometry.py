@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +17,9 @@ from foveate.geometry import (
     long_side,
     mean_spacing,
     px0_from_um,
-    px_from_px0,
-    px_from_um,
     um_from_px0,
 )
+from foveate.geometry.boxes import group_by_size, place_boxes
 
 PLACES = st.floats(-1e6, 1e6)
 SIZES = st.floats(1e-3, 1e6)
@@ -52,24 +52,31 @@ def test_conversion_to_um_can_be_inverted(box_and_downsample):
     assert is_same_box(px0_from_um(um_from_px0(box, spacing), spacing), box)
 
 
-@given(box_and_ratio(Frame.PX0))
-def test_level_pixels_are_level_0_pixels_divided_by_the_downsample(box_and_downsample):
-    box, downsample = box_and_downsample
-    level_box = px_from_px0(box, downsample, 2)
-    back = (
-        tuple(v * d for v, d in zip(values, downsample, strict=True))
-        for values in (level_box.origin, level_box.size)
-    )
-    assert (level_box.frame, level_box.level) == (Frame.PX, 2)
-    assert is_same_box(Box(*back, Frame.PX0), box)
-
-
 @given(box_and_ratio(Frame.UM), st.data())
-def test_direct_conversion_to_a_level_equals_two_steps(box_and_downsample, data):
-    box, spacing = box_and_downsample
-    downsample = tuple(data.draw(RATIOS) for _ in spacing)
-    straight = px_from_um(box, spacing, downsample, 1)
-    assert is_same_box(straight, px_from_px0(px0_from_um(box, spacing), downsample, 1))
+def test_boxes_in_pixels_of_a_level_are_micrometres_divided_by_its_spacing(box_and_spacing, data):
+    box, spacing = box_and_spacing
+    shape = [data.draw(st.integers(1, 999)) for _ in spacing]
+    ((size_um, rows, origin_um),) = group_by_size([box, box], Frame.UM, box.ndim)
+    origin_px, step_px = place_boxes(origin_um, size_um, shape, spacing)
+    assert rows.tolist() == [0, 1]
+    assert origin_px * spacing == pytest.approx(np.array([box.origin] * 2), rel=1e-9, abs=1e-3)
+    size_px = [n * s for n, s in zip(shape, step_px, strict=True)]
+    assert [n * s for n, s in zip(size_px, spacing, strict=True)] == pytest.approx(box.size)
+
+
+def test_coordinates_and_steps_that_are_nearly_whole_become_whole():
+    origin_um = np.array([[0.3 * 7, 0.1 * 3], [1.05, 2.0]])
+    origin_px, step_px = place_boxes(origin_um, (0.3 * 11, 0.1 * 5), (11, 5), (0.3, 0.1))
+    assert origin_px[0].tolist() == [7.0, 3.0]
+    assert origin_px[1].tolist() == pytest.approx([3.5, 20.0])
+    assert step_px == (1.0, 1.0)
+    assert place_boxes(origin_um, (3.3, 1.0), (11, 5), (0.3, 0.1))[1] == pytest.approx((1.0, 2.0))
+
+
+def test_boxes_are_grouped_by_size_in_their_order():
+    boxes = [Box((i, 2 * i), (3, 3 + i % 2), Frame.UM) for i in range(4)]
+    groups = [(size, rows.tolist()) for size, rows, _ in group_by_size(boxes, Frame.UM, 2)]
+    assert groups == [((3, 3), [0, 2]), ((3, 4), [1, 3])]
 
 
 @given(st.lists(PLACES, min_size=2, max_size=2), st.integers(2, 9))

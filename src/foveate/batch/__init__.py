@@ -229,9 +229,10 @@ class Batch:
         return weight if weight is None or motions is None else motions[i].show(weight)
 
     def place(self, i: int, centre_um: Floats, *, scale: float = 1.0) -> Patches:
-        """Place patches around centres, on whole pixels where they are then read exactly.
+        """Place patches around centres; those of pictures begin at whole pixels of their level.
 
-        At the spacing of a stored level a shift of less than half a pixel saves resampling. The
+        A shift of less than half a stored pixel saves resampling, or lets patches share its
+        weights. Volumes, whose voxels may be long, are shifted only at the spacing of a level. The
         boxes returned are the boxes read.
 
         Args:
@@ -240,12 +241,11 @@ class Batch:
             scale: side of the patches, in sides of the finest; they are read that much coarser.
         """
         image, side_um = self.items[i].image, self.view.patch_um * scale
-        spacing_um = self.view.spacing_um * scale
-        origin_um = centre_um - side_um / 2
+        origin_um, spacing_um = centre_um - side_um / 2, self.view.spacing_um * scale
         corner_um = (0.0,) * image.ndim
         level = image.levels[image.level_for((spacing_um,) * image.ndim)]
         stored_um = spacing_um_from_downsample(image.known_spacing_um, level.downsample)
-        if np.allclose(stored_um, spacing_um, rtol=1e-9):
+        if image.ndim == 2 or np.allclose(stored_um, spacing_um, rtol=1e-9):
             origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
             origin_um = points_um_from_px(origin_px, stored_um, corner_um)
         return Patches(origin_um, np.full(len(origin_um), side_um))

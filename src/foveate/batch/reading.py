@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,8 +23,10 @@ from foveate.batch.types import (
 )
 from foveate.geometry import Box, Frame
 from foveate.images.resample import Pixels
+from foveate.memory import count_cores
 
-_PATCHES_PER_JOB = 16
+_LEAST_PER_JOB, _MOST_PER_JOB = 4, 64
+"""Patches that are read together: fewer share no tiles, more keep the device waiting."""
 
 
 class PatchReader:
@@ -61,11 +63,13 @@ class PatchReader:
         self.seconds_waited = 0.0
 
     def start(self, patches: Sequence[Patches]) -> list[Future[Pixels]]:
-        """Start to read patches of all images, several in a job."""
+        """Start to read patches of all images: neighbours in one job, a job or more a thread."""
+        share = math.ceil(sum(map(len, patches)) / count_cores())
+        n = min(max(share, _LEAST_PER_JOB), _MOST_PER_JOB)
         return [
-            self.pool.submit(self._read_some, i, part[slice(at, at + _PATCHES_PER_JOB)])
+            self.pool.submit(self._read_some, i, part[slice(at, at + n)])
             for i, part in enumerate(patches)
-            for at in range(0, len(part), _PATCHES_PER_JOB)
+            for at in range(0, len(part), n)
         ]
 
     def wait(self, jobs: list[Future[Pixels]]) -> list[Pixels]:
@@ -136,7 +140,7 @@ class PatchReader:
             for origin, side in zip(patches.origin_um, patches.side_um, strict=True)
         ]
         with reading_pixels(item):
-            return np.stack([item.image.read_at(box, self._patch_shape) for box in boxes])
+            return item.image.read_many(boxes, self._patch_shape)
 
     @property
     def _patch_shape(self) -> tuple[int, ...]:

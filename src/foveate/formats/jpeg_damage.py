@@ -279,7 +279,7 @@ def check_grey_end(pixels: Pixels, data: bytes, tables: bytes | None) -> None:
 
 def _ends_grey(pixels: Pixels) -> bool:
     """Return whether ``(y, x, c)`` or ``(y, x)`` ends with the grey of missing blocks."""
-    if np.any(pixels[-1, -1] != _GREY):
+    if set(pixels[-1, -1].reshape(-1).tolist()) != {_GREY}:
         return False
     return bool((pixels[-_GREY_PX:, -_GREY_PX:] == _GREY).all())
 

@@ -37,6 +37,11 @@ class Orientation:
         ]
         return Orientation(orientation > 4, (down, right))
 
+    @property
+    def is_upright(self) -> bool:
+        """Whether stored pixels lie as in the upright picture."""
+        return not self.transposed and not any(self.flips)
+
     def swap_axes(self, values: Sequence[Number]) -> tuple[Number, Number]:
         """Convert a pair ``(y, x)`` of the stored to the upright picture, or the other way."""
         return (values[1], values[0]) if self.transposed else (values[0], values[1])

@@ -171,32 +171,6 @@ def px0_from_um(box: Box, spacing_um: Sequence[float]) -> Box:
     return _scale(box, [1 / s for s in spacing_um], Frame.PX0)
 
 
-def px_from_px0(box: Box, downsample: Sequence[float], level: int) -> Box:
-    """Convert a box from level-0 pixels to pixels of a coarser level.
-
-    Args:
-        box: the box.
-        downsample: level-0 pixels per pixel of the level, per axis.
-        level: number of the level.
-    """
-    _expect(box, Frame.PX0, len(downsample))
-    return _scale(box, [1 / d for d in downsample], Frame.PX, level)
-
-
-def px_from_um(
-    box: Box, spacing_um: Sequence[float], downsample: Sequence[float], level: int
-) -> Box:
-    """Convert a box from micrometres to pixels of a level.
-
-    Args:
-        box: in frame ``UM``.
-        spacing_um: spacing of the image, per axis.
-        downsample: level-0 pixels per pixel of the level, per axis.
-        level: index of the level.
-    """
-    return px_from_px0(px0_from_um(box, spacing_um), downsample, level)
-
-
 # -- sizes and spacings ----------------------------------------------------------------------------
 
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from foveate.errors import ArrayError
 
 Pixels = NDArray[np.generic]
+Corners = Int64[np.ndarray, "n d"]
+"""First pixels of regions on a level, ``(n, d)``."""
 
 MAX_REGION_PIXELS = 1 << 24
 """Source pixels held at once by `resample_from`; larger requests are cut and stitched."""
@@ -207,6 +210,8 @@ class Source:
             stored; called only if needed.
         read: returns the pixels ``(*size, c)`` of the region of an origin and a size, which may
             reach beyond the level.
+        read_many: fills regions ``(n, *size, c)``, given the first pixels of each; all lie inside
+            the level.
         stored_share: returns roughly which share of the region of an origin and a size inside the
             level is stored; exactly 0 where all of it is background.
     """
@@ -217,6 +222,7 @@ class Source:
     dtype: np.dtype[np.generic]
     background: Callable[[], Pixels]
     read: Callable[[tuple[int, ...], tuple[int, ...]], Pixels]
+    read_many: Callable[[Corners, Pixels], None]
     stored_share: Callable[[tuple[int, ...], tuple[int, ...]], float]
 
 
@@ -261,6 +267,11 @@ def resample_from(
         return _sum_blocks(source, first, [weights(o, s, n, a, m) for o, s, n, a, m in axes])
     start = [o - a for o, a in zip(origin_px, low, strict=True)]
     return resample(source.read(tuple(low), extent), start, step_px, shape)
+
+
+def max_block_px() -> int:
+    """Return the largest number of pixels of a block that is read at once, or beside others."""
+    return min(_SUM_PIXELS, MAX_REGION_PIXELS)
 
 
 def _is_large(inside: Sequence[int], share: float) -> bool:
@@ -315,7 +326,7 @@ def _sum_blocks(
     """
     ground = source.background().astype(np.float64)
     total = np.zeros((*(len(w) for w in weight), source.channels))
-    most = min(_SUM_PIXELS, MAX_REGION_PIXELS)
+    most = max_block_px()
     waiting = [((0,) * len(weight), tuple(w.shape[1] for w in weight))]
     while waiting:
         corner, size = waiting.pop()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foveate.geometry import spacing_um_from_shape
 from foveate.images.image import AbstractImage
-from foveate.images.resample import Pixels
+from foveate.images.resample import Corners, Pixels
 
 
 @final
@@ -42,6 +42,9 @@ class RespacedImage(AbstractImage):
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> Pixels:
         return self._image._read_level(level, origin_px, size_px)
+
+    def _read_regions(self, level: int, origin_px: Corners, regions: Pixels) -> None:
+        self._image._read_regions(level, origin_px, regions)
 
     def _stored_share(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]

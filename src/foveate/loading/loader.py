@@ -27,10 +27,11 @@ from foveate.images.likeness import judge_colours
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
 from foveate.loading.stored_view import refuse_misfit
+from foveate.memory import count_cores
 from foveate.readers import ReaderOptions
 from foveate.table import Case
 
-READER_THREADS = 4
+MIN_READER_THREADS = 2
 
 Group = TypeVar("Group")
 
@@ -92,7 +93,8 @@ class CaseLoader:
         self.factors: dict[str, float] = {}
         self.colours: dict[str, str | None] = {}
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="glimpse")
-        self.threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="patches")
+        n_threads = max(MIN_READER_THREADS, count_cores())
+        self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="patches")
 
     def load(self, case: Case) -> LoadedImage:
         """Return the open image of a case with its glimpse.

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -31,12 +31,15 @@ from foveate.formats.appended import TIFF_MARKS
 from foveate.formats.markers import DamagedBlock
 from foveate.formats.orientation import Orientation
 from foveate.formats.tiff_blocks import (
+    BlockUse,
     StoredBlock,
+    find_whole_use,
     group_neighbours,
-    overlap,
+    paste_block,
+    plan_blocks,
     shares_bytes,
     stored_shape,
-    touched_blocks,
+    used_px,
     visible_shape,
 )
 from foveate.formats.tiff_codec import BLACK_IS_ZERO, WHITE_IS_ZERO, decode_block
@@ -47,7 +50,7 @@ from foveate.formats.tiff_spacing import ome_pixels, stated_planes, stated_spaci
 from foveate.geometry import fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
-from foveate.images.resample import Pixels, resample, white_value
+from foveate.images.resample import Corners, Pixels, resample, white_value
 from foveate.images.stated import level_downsample
 from foveate.readers.base import AbstractReader
 
@@ -162,10 +165,14 @@ class TiffReader(AbstractReader):
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
     ) -> Pixels:
-        if self._fd < 0:
-            raise UnreadableImage(f"{self.path}: the image is closed; open it again")
         place = self._stored_place(level, origin_px, size_px)
         return self._orientation.turn_upright(self._read_stored(level, *place))
+
+    def _read_regions(self, level: int, origin_px: Corners, regions: Pixels) -> None:
+        if self._orientation.is_upright:
+            self._compose_regions(level, origin_px, regions)
+        else:
+            super()._read_regions(level, origin_px, regions)
 
     def _stored_share(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
@@ -184,7 +191,16 @@ class TiffReader(AbstractReader):
     def _read_stored(
         self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
     ) -> Pixels:
-        """Read a region in stored rows and columns ``(*size_px, c)``; name the file in errors."""
+        """Read a region in stored rows and columns ``(*size_px, c)``."""
+        with converting(self.path, self._explain(level, origin_px, size_px)):
+            regions = np.empty((1, *size_px, self.channels), self.dtype)
+        self._compose_regions(level, np.array([origin_px]), regions)
+        return np.asarray(regions[0])
+
+    def _explain(
+        self, level: int, origin_px: Sequence[int], size_px: Sequence[int]
+    ) -> Callable[[Exception, object], FoveateError]:
+        """Return a function that converts errors about a region to one of this program."""
 
         def explain(error: Exception, path: object) -> FoveateError:
             if isinstance(error, MemoryError):
@@ -199,44 +215,44 @@ class TiffReader(AbstractReader):
             if isinstance(error, OSError) and error.errno:
                 reason = explain_os_error(error)
             return UnreadableImage(
-                f"{path}: level {level}, region {size_px} at {origin_px}: {reason}"
+                f"{path}: level {level}, region {size_px} at {tuple(origin_px)}: {reason}"
             )
 
-        with converting(self.path, explain):
-            return self._read_blocks(level, origin_px, size_px)
+        return explain
 
-    def _read_blocks(
-        self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
-    ) -> Pixels:
-        """Compose a region from the blocks that it touches, ``(*size_px, c)``."""
-        grid = self._grids[level]
-        region = np.empty((*size_px, self.channels), self.dtype)
-        missing: list[StoredBlock] = []
-        for block in touched_blocks(grid, origin_px, size_px):
-            if 0 in block.offsets or 0 in block.counts:
-                self._fill_absent(level, block, region, origin_px)
-                continue
-            cached = self._cached(level, block)
-            if cached is None:
-                missing.append(block)
-            else:
-                inside, within = overlap(grid, block, origin_px, size_px)
-                region[inside] = cached[within]
-        for block, stored in self._read_bytes(missing):
-            self._decode_into(level, block, stored, region, origin_px)
-        return region
+    def _compose_regions(self, level: int, origin_px: Corners, regions: Pixels) -> None:
+        """Compose regions in stored rows and columns, ``(n, *size, c)``, from their blocks.
 
-    def _fill_absent(
-        self, level: int, block: StoredBlock, region: Pixels, origin_px: tuple[int, int]
-    ) -> None:
+        Every block is decoded once, in the order of the file. Errors name the file, and the first
+        region that the block touches.
+        """
+        if self._fd < 0:
+            raise UnreadableImage(f"{self.path}: the image is closed; open it again")
+        height, width = regions.shape[1:3]
+        waiting: dict[StoredBlock, list[BlockUse]] = {}
+        place = origin_px[0].tolist()
+        with converting(self.path, self._explain(level, place, (height, width))):
+            for block, uses in plan_blocks(self._grids[level], origin_px, (height, width)):
+                if block.is_absent:
+                    for use in uses:
+                        self._fill_absent(level, block, use, regions[use.region])
+                elif (cached := self._cached(level, block)) is not None:
+                    paste_block(cached, uses, regions)
+                else:
+                    waiting[block] = uses
+            for block, stored in self._read_bytes(list(waiting)):
+                uses = waiting[block]
+                place[:] = origin_px[uses[0].region].tolist()  # for the error, if there is one
+                self._decode_into(level, block, stored, uses, regions)
+
+    def _fill_absent(self, level: int, block: StoredBlock, use: BlockUse, region: Pixels) -> None:
         """Fill the part of an absent block from the next finer level, else with the background."""
         grid = self._grids[level]
-        inside, within = overlap(grid, block, origin_px, region.shape[:2])
         place = (
-            block.row * grid.block[0] + within[0].start,
-            block.column * grid.block[1] + within[1].start,
+            block.row * grid.block[0] + use.within[0].start,
+            block.column * grid.block[1] + use.within[1].start,
         )
-        part = region[inside]
+        part = region[use.inside]
         if level == 0 or not stored_share(self._grids, level, place, part.shape[:2]):
             part[:] = self.background
             return
@@ -249,7 +265,7 @@ class TiffReader(AbstractReader):
                 min(int(fine_px_from_coarse_px(top + size[0] + 1, y)) + 2, finer[0]),
                 min(int(fine_px_from_coarse_px(left + size[1] + 1, x)) + 2, finer[1]),
             )
-            fine = self._read_blocks(level - 1, low, (high[0] - low[0], high[1] - low[1]))
+            fine = self._read_stored(level - 1, low, (high[0] - low[0], high[1] - low[1]))
             at = (top - place[0], left - place[1])
             part[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = resample(
                 fine, (top_px - low[0], left_px - low[1]), (y, x), size
@@ -260,29 +276,28 @@ class TiffReader(AbstractReader):
         level: int,
         block: StoredBlock,
         stored: list[bytes],
-        region: Pixels,
-        origin_px: tuple[int, int],
+        uses: list[BlockUse],
+        regions: Pixels,
     ) -> None:
-        """Decode one block into the region, and cache it if it is likely to be needed again."""
+        """Decode one block into regions, and cache it if it is likely to be needed again."""
         grid = self._grids[level]
-        shape = stored_shape(grid, block)
-        inside, within = overlap(grid, block, origin_px, region.shape[:2])
+        shape, shown = stored_shape(grid, block), visible_shape(grid, block)
         repeats = self._has_shared_bytes[level]
-        cached = self._cached(level, block) if repeats else None
-        if cached is not None:
-            region[inside] = cached[within]
-            return
-        is_region = region.shape[:2] == shape == region[inside].shape[:2]
-        if is_region and self._is_plain(grid) and not repeats:
-            decode_block(stored[0], grid.coding, region, visible_shape(grid, block))
+        pixels = self._cached(level, block) if repeats else None
+        if pixels is None:
             self.count.add(decoded_px=shape[0] * shape[1])
-            return
-        pixels = self._decode(grid, stored, shape, visible_shape(grid, block))
-        self.count.add(decoded_px=shape[0] * shape[1])
-        region[inside] = pixels[within]
-        # A large region is read in pieces: the next one begins with the last strips of this one.
-        if repeats or not grid.tiled or pixels[within].shape[:2] != visible_shape(grid, block):
-            self._cache_block(level, block, pixels)
+            whole = find_whole_use(uses, shape, regions.shape[1:3])
+            if whole is not None and self._is_plain(grid) and not repeats:
+                pixels = regions[whole.region]
+                decode_block(stored[0], grid.coding, pixels, shown)
+                uses = [use for use in uses if use.region != whole.region]
+            else:
+                pixels = self._decode(grid, stored, shape, shown)
+                # A large region is read in pieces: the next one begins with the last strips of
+                # this one.
+                if repeats or not grid.tiled or used_px(uses) != shown[0] * shown[1]:
+                    self._cache_block(level, block, pixels)
+        paste_block(pixels, uses, regions)
 
     def _is_plain(self, grid: BlockGrid) -> bool:
         """Return whether decoded samples are the image's pixels without further conversion."""
