@@ -9,7 +9,6 @@ import random
 import re
 import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,7 @@ from conftest import PICTURE_RUN, picture
 from foveate import parts as registry
 from foveate.files.lock import NAME, lock_folder
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import (
-    Completed,
-    command_words,
-    one_thread_environment,
-    read_refusal,
-    run_child,
-)
+from helpers.commands import Child, Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
 SECONDS = 120.0
@@ -70,15 +63,10 @@ def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     assert run_child("predict", picture_run, images, "--out", undisturbed).returncode == 2
     rng = random.Random(0)
     for n_lines in (1, 5, 10):
-        with subprocess.Popen(
-            command_words("predict", picture_run, images, "--out", out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=one_thread_environment(),
-        ) as process:
-            wait_for_lines(process, out / "answers.jsonl", n_lines + 1)
-            time.sleep(rng.uniform(0, 0.3))
-            process.kill()
+        process = Child("predict", picture_run, images, "--out", out)
+        wait_for_lines(process, out / "answers.jsonl", n_lines + 1)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
     assert (out / NAME).exists(), "what a killed process held does not stop the next one"
     result = run_child("predict", picture_run, images, "--out", out)
     assert result.returncode == 2, result.stderr
@@ -99,7 +87,7 @@ def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     assert row["image_id"] == "N03"
 
 
-def wait_for_lines(process: subprocess.Popen[bytes], path: Path, n: int) -> None:
+def wait_for_lines(process: Child, path: Path, n: int) -> None:
     until = time.monotonic() + SECONDS
     while not (path.is_file() and path.read_bytes().count(b"\n") >= n):
         assert time.monotonic() < until
@@ -177,16 +165,17 @@ def test_results_of_something_else_are_not_overwritten(
     images, out = new_images(tmp_path / "in", 2), tmp_path / "out"
     out.mkdir()
     (out / "metrics.json").write_text("{}")
-    message = read_refusal(foveate("predict", picture_run, images, "--out", out))
+    message = read_refusal(foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0"))
     assert f"{out} holds results of something else (metrics.json)" in message
     file = tmp_path / "file"
     file.write_text("x")
     assert "is a file, not a folder" in read_refusal(
-        foveate("predict", picture_run, images, "--out", file)
+        foveate("predict", picture_run, images, "--out", file, "--heatmaps", "0")
     )
     inside = picture_run / "external"
-    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
-    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
+    for _ in range(2):
+        result = foveate("predict", picture_run, images, "--out", inside, "--heatmaps", "0")
+        assert result.returncode == 0, result.stderr
     shutil.rmtree(inside)
 
 
@@ -199,7 +188,9 @@ def test_one_process_locks_a_folder(
     out = tmp_path / "out"
     images = new_images(tmp_path / "in", 2)
     with lock_folder(out):
-        message = read_refusal(foveate("predict", picture_run, images, "--out", out))
+        message = read_refusal(
+            foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
+        )
         assert f"{out} is in use by another foveate, process {os.getpid()} on " in message
         assert "another --out" in message
         assert "is in use" in read_refusal(
@@ -210,23 +201,13 @@ def test_one_process_locks_a_folder(
         )
         assert [p.name for p in out.iterdir()] == [NAME]
     assert not (out / NAME).exists()
-    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0").returncode == 0
 
 
 @pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in"), tmp_path / "out"
-    pipe = subprocess.PIPE
-    both = [
-        subprocess.Popen(
-            command_words("predict", picture_run, images, "--out", out),
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            env=one_thread_environment(),
-        )
-        for _ in range(2)
-    ]
+    both = [Child("predict", picture_run, images, "--out", out) for _ in range(2)]
     outputs = [process.communicate(timeout=SECONDS)[1] for process in both]
     assert {process.returncode for process in both} <= {0, 1}, outputs
     assert any(process.returncode == 0 for process in both), outputs
@@ -344,7 +325,9 @@ def test_no_bad_file_stops_a_prediction(
     (images / "in").symlink_to(images, target_is_directory=True)
     new_images(tmp_path / "elsewhere", 5)
     (images / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    result = foveate("predict", picture_run, images, "--out", out, "--plugins", plugins)
+    result = foveate(
+        "predict", picture_run, images, "--out", out, "--plugins", plugins, "--heatmaps", "0"
+    )
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert len(answers(out)) == 7, "linked folders are followed, each once"
@@ -412,7 +395,7 @@ def test_files_that_are_no_images_are_ignored(
         (images / name).write_bytes(b"\0\1\2\3")
     for folder in ("@eaDir", "__MACOSX", "#recycle"):
         picture(images / folder / "N00.png" / "SYNOPHOTO_THUMB_M.png", 1)
-    result = foveate("predict", picture_run, images, "--out", out)
+    result = foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     assert result.returncode == 0, result.stderr
     assert [*answers(out)] == ["N00", "N01"]
 
@@ -423,7 +406,7 @@ def test_a_repeated_reason_is_printed_a_few_times(
     images, out = new_images(tmp_path / "in", 1), tmp_path / "out"
     for i in range(20):
         (images / f"B{i:02d}.svs").write_bytes(b"")
-    result = foveate("predict", picture_run, images, "--out", out)
+    result = foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     complaints = [line for line in result.stderr.splitlines() if "set aside" in line]
     assert len(complaints) == 5, complaints
     assert complaints[0].startswith("set aside B00: ")
@@ -548,10 +531,14 @@ def test_results_are_not_mixed_with_images(
     picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images = new_images(tmp_path / "in", 4)
-    message = read_refusal(foveate("predict", picture_run, images, "--out", images))
+    message = read_refusal(
+        foveate("predict", picture_run, images, "--out", images, "--heatmaps", "0")
+    )
     assert "is the folder of the images" in message
     for _ in range(2):
-        result = foveate("predict", picture_run, images, "--out", images / "answers")
+        result = foveate(
+            "predict", picture_run, images, "--out", images / "answers", "--heatmaps", "0"
+        )
         assert result.returncode == 0, result.stderr
         assert "4 files in" in result.stderr
     assert len(answers(images / "answers")) == 4
