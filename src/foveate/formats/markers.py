@@ -23,10 +23,12 @@ class JpegHead:
     Attributes:
         shape: height and width in pixels.
         marked: whether a JFIF or Adobe marker states the stored colour space.
+        subsampled: whether components differ in resolution, as only those of YCbCr do.
     """
 
     shape: tuple[int, int]
     marked: bool
+    subsampled: bool
 
 
 def jpeg_head(data: bytes) -> JpegHead:
@@ -39,7 +41,8 @@ def jpeg_head(data: bytes) -> JpegHead:
     for marker, at in segments(data):
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == _JPEG_LS:
             shape = (data[at + 3] << 8) | data[at + 4], (data[at + 5] << 8) | data[at + 6]
-            return JpegHead(shape, marked)
+            sampling = data[at + 9 : at + 8 + 3 * data[at + 7] : 3]
+            return JpegHead(shape, marked, subsampled=len(set(sampling)) > 1)
         marked |= _is_colour_marker(marker, data[at + 2 : at + 7])
     raise DamagedBlock("a JPEG without a frame header")
 
@@ -76,3 +79,20 @@ def jpeg2000_size(head: bytes) -> tuple[int, int]:
         int.from_bytes(head[at + i : at + i + 4], "big") for i in (8, 12, 16, 20)
     )
     return bottom - top, right - left
+
+
+def jpeg2000_mixes_colours(head: bytes) -> bool:
+    """Return whether a JPEG 2000 stores its colours mixed, which its decoder turns into RGB.
+
+    Args:
+        head: the first bytes, some hundred.
+
+    Raises:
+        DamagedBlock: they do not say it.
+    """
+    at = head.find(b"\xff\x4f\xff\x51") + 2
+    while at >= 2 and at + 9 <= len(head) and head[at] == 0xFF:
+        if head[at + 1] == 0x52:  # COD, of which the seventh byte says it (ITU T.800, A.6.1)
+            return head[at + 8] != 0
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    raise DamagedBlock("a JPEG 2000 that does not state how it is coded")

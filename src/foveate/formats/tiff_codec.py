@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import UnsupportedFormat
+from foveate.formats.dicom_frames import join_items
 from foveate.formats.jpeg_damage import check_block, check_grey_end
 from foveate.formats.markers import (
     DamagedBlock,
@@ -37,7 +38,7 @@ CODECS = {
     34926: "zstd",
     50001: "webp",
 }
-WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, _PALETTE, YCBCR = 0, 1, 2, 3, 6
 _PICTURE_CODECS = ("jpeg", "jpeg2000", "webp")
 
 
@@ -57,6 +58,7 @@ class Coding:
         premultiplied: whether the colours are already multiplied by alpha.
         tables: JPEG tables shared by all blocks, or None.
         palette: colours of the palette, ``(entries, 3)`` uint8, or None.
+        in_items: whether a block is wrapped in items of DICOM.
     """
 
     codec: str
@@ -70,6 +72,7 @@ class Coding:
     premultiplied: bool
     tables: bytes | None
     palette: NDArray[np.uint8] | None
+    in_items: bool = False
 
     @property
     def stored_samples(self) -> int:
@@ -130,8 +133,8 @@ def _list_limits(coding: Coding, page: Any) -> tuple[tuple[bool, str], ...]:
         page: the directory.
     """
     name, photometric = coding.codec, coding.photometric
-    colours = 3 if photometric in (_RGB, _YCBCR) else 1
-    known = (WHITE_IS_ZERO, BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR)
+    colours = 3 if photometric in (RGB, YCBCR) else 1
+    known = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, _PALETTE, YCBCR)
     plain = coding.palette is None and name != "jpeg"
     return (
         (photometric not in known, f"colour space {photometric} (CMYK, CIELab or the like)"),
@@ -143,7 +146,7 @@ def _list_limits(coding: Coding, page: Any) -> tuple[tuple[bool, str], ...]:
             coding.extra > (1 if plain else 0),
             f"{coding.extra} extra samples with compression {name}",
         ),
-        (photometric == _YCBCR and name != "jpeg", f"YCbCr with compression {name}"),
+        (photometric == YCBCR and name != "jpeg", f"YCbCr with compression {name}"),
         (
             photometric == _PALETTE and coding.palette is None,
             "a palette that is damaged or not for 8 bits",
@@ -191,6 +194,8 @@ def decode_block(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
         DamagedBlock: the block holds too few pixels, or pixels of another shape or type.
         Exception: any error of the codec.
     """
+    if coding.in_items:
+        data = join_items(data)
     if coding.codec == "jpeg":
         _decode_jpeg(data, coding, out, shown)
     elif coding.codec in _PICTURE_CODECS:
@@ -228,13 +233,14 @@ def _decode_jpeg(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, int
 def _jpeg_colours(head: JpegHead, coding: Coding) -> tuple[str | None, str | None]:
     """Return the colour space inside a JPEG (None: as the JPEG states) and that of its output.
 
-    A block that the tag calls RGB and that has no JFIF or Adobe marker is RGB (Aperio); with such a
-    marker, in the block or in the tables, the JPEG's own statement has precedence over the tag.
+    A block that the tag calls RGB and that has no JFIF or Adobe marker is RGB (Aperio), unless its
+    components differ in resolution; with such a marker, in the block or in the tables, the JPEG's
+    own statement has precedence over the tag.
     """
     if coding.stored_samples == 1:
         return None, "GRAYSCALE"
-    if coding.photometric == _RGB:
-        marked = head.marked or states_colours(coding.tables or b"")
+    if coding.photometric == RGB:
+        marked = head.marked or head.subsampled or states_colours(coding.tables or b"")
         return (None if marked else "RGB"), "RGB"
     return None, "RGB"
 

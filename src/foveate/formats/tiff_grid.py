@@ -96,13 +96,9 @@ def read_grid(path: Path, page: Any) -> BlockGrid:
     if min(shape + block) < 1:
         raise UnreadableImage(f"{path}: claims a size of {shape} in blocks of {block}{AGAIN}")
     coding = codec.read_coding(path, page)
-    grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
     planes = coding.samples if coding.planar else 1
+    grid = count_blocks(path, shape, block, planes)
     n_blocks = grid[0] * grid[1] * planes
-    if n_blocks > _MAX_BLOCKS:
-        raise ImageTooLarge(
-            f"{path}: claims {n_blocks:,} blocks, more than {_MAX_BLOCKS:,}; use larger tiles"
-        )
     counted = (325 if tiled else 279) in page.tags
     listed = len(page.databytecounts) if counted else n_blocks
     if min(len(page.dataoffsets), listed) < n_blocks:
@@ -119,7 +115,29 @@ def read_grid(path: Path, page: Any) -> BlockGrid:
     level = BlockGrid(shape, block, grid, offsets, counts, tiled, coding, marked)
     if not (counted and tiled):  # a tile with a count of 0 is absent, a strip is not
         level = _fill_counts(level, page.parent.filehandle.size)
-    return _bound_blocks(path, level, page.parent.filehandle.size)
+    return bound_blocks(path, level, page.parent.filehandle.size)
+
+
+def count_blocks(
+    path: Path, shape: tuple[int, int], block: tuple[int, int], planes: int = 1
+) -> tuple[int, int]:
+    """Count the blocks of a level, ``(y, x)``.
+
+    Args:
+        path: the file, for messages.
+        shape: pixels of the level.
+        block: pixels of a block.
+        planes: number of planes with blocks of their own.
+
+    Raises:
+        ImageTooLarge: there are too many.
+    """
+    grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+    if (n_blocks := grid[0] * grid[1] * planes) > _MAX_BLOCKS:
+        raise ImageTooLarge(
+            f"{path}: claims {n_blocks:,} blocks, more than {_MAX_BLOCKS:,}; use larger tiles"
+        )
+    return grid
 
 
 def _fill_counts(grid: BlockGrid, file_bytes: int) -> BlockGrid:
@@ -148,8 +166,17 @@ def _raw_counts(grid: BlockGrid) -> NDArray[np.int64]:
     return counts
 
 
-def _bound_blocks(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
-    """Cut large raw strips that follow each other into small ones; refuse other large blocks."""
+def bound_blocks(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
+    """Cut large raw strips that follow each other into small ones; refuse other large blocks.
+
+    Args:
+        path: the file, for messages.
+        grid: blocks of a level.
+        file_bytes: bytes of the file, or of the files, that hold the level.
+
+    Raises:
+        ImageTooLarge: a block is too large, or the blocks have far more pixels than the file.
+    """
     coding = grid.coding
     claimed = int(grid.stored.sum()) * grid.block_bytes * (coding.samples if coding.planar else 1)
     if claimed > _FREE_BYTES + _MAX_PACKING * file_bytes:

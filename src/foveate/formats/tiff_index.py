@@ -16,6 +16,7 @@ from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat, converting
 from foveate.formats import tiff_codec as codec
 from foveate.formats.appended import find_appended_tiff
 from foveate.formats.tiff_grid import BlockGrid, read_grid
+from foveate.images.stated import could_be_shrunk
 
 log = logging.getLogger("foveate")
 
@@ -269,12 +270,7 @@ def _is_level(base: Any, page: Any) -> bool:
         return False
     if _orientation(page) != _orientation(base):
         return False
-    step = max(base.imagelength / page.imagelength, base.imagewidth / page.imagewidth)
-    largest = min(
-        base.imagelength / max(page.imagelength - 1, 0.5),
-        base.imagewidth / max(page.imagewidth - 1, 0.5),
-    )
-    return bool(1.01 < step <= largest)
+    return could_be_shrunk(_size(base), _size(page))
 
 
 def _tag(page: Any, name: str, default: Any = None) -> Any:

@@ -48,3 +48,15 @@ def level_downsample(full: Sequence[int], shape: Sequence[int]) -> Vector:
 def _axis_downsample(full: int, size: int) -> float:
     factor = max(1, round(full / size))
     return float(factor) if abs(full / factor - size) < 1 else full / size
+
+
+def could_be_shrunk(full: Sequence[int], shape: Sequence[int]) -> bool:
+    """Return whether a picture has the proportions of a larger one, up to rounding of its sides.
+
+    Args:
+        full: pixels of the larger one per axis.
+        shape: pixels of the smaller one per axis, at least one each.
+    """
+    step = max(n / m for n, m in zip(full, shape, strict=True))
+    largest = min(n / max(m - 1, 0.5) for n, m in zip(full, shape, strict=True))
+    return 1.01 < step <= largest
