@@ -8,12 +8,15 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.uid import generate_uid
 
 from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
 from foveate.readers import is_image_folder, open_image
 from foveate.readers.dicom_slide import DicomSlideReader
+from foveate.table import cases_from_folder
+from foveate.table.draft import draft_rows
 from helpers.dicom_slides import as_implicit, encode_jpeg, smooth, write_level, write_slide
 from helpers.images import build_pyramid, read_whole
 
@@ -160,8 +163,6 @@ def test_files_are_siblings_by_series_or_by_their_place_on_the_glass(tmp_path: P
         assert [level.shape for level in image.levels] == [(200, 328), (50, 82)]
     with opened(tmp_path / "stranger.dcm") as image:
         assert [level.shape for level in image.levels] == [(90, 130)]
-    with pytest.raises(UnsupportedFormat, match=r"several slides, such as a\.dcm and stranger"):
-        open_image(tmp_path)
 
 
 def test_the_same_content_twice_is_read_once(tmp_path: Path) -> None:
@@ -171,6 +172,45 @@ def test_the_same_content_twice_is_read_once(tmp_path: Path) -> None:
     (folder / "Thumbs.db").write_bytes(b"x")
     with opened(folder) as image:
         assert len(image.levels) == 2
+
+
+# -- folders and lists of images -------------------------------------------------------------------
+
+
+def listed(folder: Path) -> list[str]:
+    cases = cases_from_folder(folder, is_image_folder).cases
+    return sorted(case.path.relative_to(folder).as_posix() for case in cases)
+
+
+def test_a_folder_of_one_slide_is_one_image(tmp_path: Path) -> None:
+    write_slide(tmp_path / "S1", LEVELS)
+    write_slide(tmp_path / "deep/S2", LEVELS)
+    (tmp_path / "S1/notes.txt").write_text("stained in March", encoding="utf-8")
+    assert listed(tmp_path) == ["S1", "deep/S2"]
+    assert listed(tmp_path / "S1") == ["."]
+    assert [row.path.name for row in draft_rows(tmp_path, is_image_folder).rows] == ["S1", "S2"]
+
+
+def test_slides_in_one_folder_are_listed_once_each(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        folder = write_slide(tmp_path / name, LEVELS)
+        for path in sorted(folder.iterdir()):
+            path.rename(tmp_path / f"{9 - int(path.stem)}.{i}")
+        folder.rmdir()
+    assert not is_image_folder(tmp_path)
+    assert listed(tmp_path) == ["9.0", "9.1"]
+    Image.fromarray(PIXELS).save(tmp_path / "c.png")
+    assert listed(tmp_path) == ["9.0", "9.1", "c.png"]
+    with opened(tmp_path / "9.1") as image:
+        assert len(image.levels) == 2
+
+
+def test_other_images_beside_a_slide_are_not_hidden(tmp_path: Path) -> None:
+    folder = write_slide(tmp_path / "S1", LEVELS)
+    Image.fromarray(PIXELS).save(folder / "c.png")
+    assert listed(tmp_path) == ["S1/0.dcm", "S1/c.png"]
+    with pytest.raises(UnsupportedFormat, match="is a folder, not an image file"):
+        open_image(folder)
 
 
 # -- colours ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from foveate.errors import FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
-from foveate.formats import dicom_slide_file, dicom_slide_levels
+from foveate.formats import dicom_slide_file, dicom_slide_folder
 from foveate.formats.dicom_frames import join_items
 from foveate.formats.markers import DamagedBlock
 from foveate.geometry import Box, Frame
@@ -250,13 +250,13 @@ def test_a_header_without_end_is_given_up(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_slide_of_too_many_files(tmp_path: Path, monkeypatch) -> None:
     folder = write_slide(tmp_path / "S1", LEVELS)
-    monkeypatch.setattr(dicom_slide_levels, "_MAX_FILES", 1)
-    with pytest.raises(UnsupportedFormat, match="more than 1 files of one slide; name one file"):
+    monkeypatch.setattr(dicom_slide_folder, "_MAX_FILES", 1)
+    with pytest.raises(UnsupportedFormat, match="more than 1 files of one slide; remove those"):
         open_image(folder)
 
 
 def test_a_folder_of_labels_alone(tmp_path: Path) -> None:
     kind = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
     one_file(tmp_path, ImageType=kind)
-    with pytest.raises(UnreadableImage, match="only labels or overviews of a slide are here"):
+    with pytest.raises(UnsupportedFormat, match="name a file of the slide itself, or its folder"):
         open_image(tmp_path)

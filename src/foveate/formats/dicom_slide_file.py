@@ -85,6 +85,12 @@ class Member:
     header: Dataset
     end: int
 
+    @property
+    def stated_px(self) -> int:
+        """Number of pixels of the level that the header states; 0 where it states none."""
+        sides = (self.header.get(f"TotalPixelMatrix{side}") for side in ("Rows", "Columns"))
+        return math.prod(side if isinstance(side, int) else 0 for side in sides)
+
     def belongs_to(self, other: Member) -> bool:
         """Return whether two files are of one slide, by their series or by place on the glass."""
         same_series = self.series != "" and self.series == other.series

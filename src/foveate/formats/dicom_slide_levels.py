@@ -1,14 +1,14 @@
-"""Index a DICOM slide: which files of a folder belong to it, and which levels they hold.
+"""Index the levels of a DICOM slide.
 
 Part of the reader `dicom_slide`. The levels of a slide lie in files of their own, and a level may
-be cut into several files (a concatenation). Labels, overviews and thumbnails are left out.
+be cut into several files (a concatenation).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
-from foveate.formats.dicom_header import SLIDE, is_dicom, read_sop_class
-from foveate.formats.dicom_slide_file import Member, SlideFile, read_facts, read_member
+from foveate.formats.dicom_slide_file import SlideFile, read_facts
+from foveate.formats.dicom_slide_folder import find_volumes
 from foveate.formats.dicom_slide_frames import locate_frames, make_stack_error
 from foveate.formats.stored_bytes import first_bytes
 from foveate.formats.tiff_grid import BlockGrid, bound_blocks, count_blocks
 from foveate.geometry import Vector
 from foveate.images.stated import could_be_shrunk
-
-_MAX_FILES = 4096
-"""The largest number of files of one slide."""
-_SEARCHED_BYTES = 1 << 16
-"""The first bytes of a file, in which the identifier of its series stands."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +41,6 @@ class SlideIndex:
     spacing_um: Vector | None
 
 
-def is_slide_file(path: Path, head: bytes) -> bool:
-    """Return whether a file is DICOM of the kind of slides (SOP class).
-
-    Args:
-        path: the file.
-        head: its first bytes.
-    """
-    return SLIDE.encode() in head and is_dicom(head) and read_sop_class(path) == SLIDE
-
-
 def read_slide(path: Path) -> SlideIndex:
     """Index the slide in a folder, or the one that a file belongs to.
 
@@ -64,11 +49,11 @@ def read_slide(path: Path) -> SlideIndex:
 
     Raises:
         UnreadableImage: a file is damaged, or a part of a level or the full resolution is missing.
-        UnsupportedFormat: the folder holds several slides, or the slide is a stack, or its coding
-            is not read.
+        UnsupportedFormat: the file shows a label or overview, or the slide is a stack, or its
+            coding is not read.
         ImageTooLarge: the number of blocks, or a block, is beyond the limits.
     """
-    files = [read_facts(member) for member in _find_volumes(path)]
+    files = [read_facts(member) for member in find_volumes(path)]
     if all(file.resampled for file in files):
         raise UnreadableImage(
             f"{path}: only smaller versions of the slide are here, its full resolution is missing; "
@@ -87,81 +72,6 @@ def read_slide(path: Path) -> SlideIndex:
         _check_pair(path, full, one[0], other[0])
     levels = tuple(_build_grid(part, begins) for part in parts)
     return SlideIndex(levels, paths, full.spacing_um)
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def list_members(folder: Path, mark: str = SLIDE) -> Iterator[Path]:
-    """Yield the files of DICOM slides in a folder, sorted by name.
-
-    Args:
-        folder: the folder; folders in it are not searched.
-        mark: an identifier that stands among the first bytes of the wanted files.
-    """
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        with path.open("rb") as file:
-            head = file.read(_SEARCHED_BYTES)
-        if mark.encode() in head and is_slide_file(path, head):
-            yield path
-
-
-def _find_volumes(path: Path) -> list[Member]:
-    """Return the files with levels of the slide that a path means, each content once."""
-    if path.is_dir():
-        members = _limit(path, map(read_member, list_members(path)))
-        strangers = [m.path.name for m in members if not m.belongs_to(members[0])]
-        if strangers:
-            raise UnsupportedFormat(
-                f"{path}: holds several slides, such as {members[0].path.name} and {strangers[0]}; "
-                "name one file of each slide, or give each a folder of its own"
-            )
-    else:
-        chosen = read_member(path)
-        if chosen.kind != "VOLUME":
-            raise UnsupportedFormat(
-                f"{path}: shows the {chosen.kind.lower()} of a slide, not the slide; name a file "
-                "of the slide itself, or its folder"
-            )
-        members = _limit(path, _find_siblings(chosen))
-    volumes = {m.instance or str(m.path): m for m in members if m.kind == "VOLUME"}
-    if not volumes:
-        raise UnreadableImage(
-            f"{path}: only labels or overviews of a slide are here; copy all files of the slide "
-            "into one folder"
-        )
-    return list(volumes.values())
-
-
-def _find_siblings(chosen: Member) -> Iterator[Member]:
-    """Yield the file and those beside it that belong to the same slide."""
-    yield chosen
-    marks = [chosen.series] if chosen.series else []
-    marks += [chosen.place[0]] if chosen.place else []
-    found = {chosen.path}
-    for mark in marks:
-        for path in list_members(chosen.path.parent, mark):
-            if path not in found:
-                found.add(path)
-                member = read_member(path)
-                if member.belongs_to(chosen):
-                    yield member
-
-
-def _limit(path: Path, members: Iterable[Member]) -> list[Member]:
-    """Return all members; refuse more than a slide can have."""
-    listed = list(itertools.islice(members, _MAX_FILES + 1))
-    if len(listed) > _MAX_FILES:
-        raise UnsupportedFormat(
-            f"{path}: more than {_MAX_FILES} files of one slide; name one file of it in a folder "
-            "of its own"
-        )
-    return listed
-
-
-# -- levels ----------------------------------------------------------------------------------------
 
 
 def _check_pair(path: Path, full: SlideFile, finer: SlideFile, level: SlideFile) -> None:

@@ -12,10 +12,12 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from foveate.formats.dicom_slide_levels import is_slide_file, list_members, read_slide
+from foveate.formats.dicom_slide_folder import is_slide_file, read_first_bytes
+from foveate.formats.dicom_slide_levels import read_slide
 from foveate.formats.tiff_codec import BLACK_IS_ZERO
 from foveate.images.resample import white_value
 from foveate.readers._blocks import AbstractBlockReader
+from foveate.table.files import image_files
 
 
 @final
@@ -32,8 +34,8 @@ class DicomSlideReader(AbstractBlockReader):
     white in colour slides and black in grey ones.
 
     Raises:
-        UnsupportedFormat: the folder holds several slides, the slide is a stack of focal planes or
-            channels, or its coding is not read.
+        UnsupportedFormat: the file shows a label or overview, the slide is a stack of focal planes
+            or channels, or its coding is not read.
         UnreadableImage: a file is damaged, or a part of the slide is missing.
     """
 
@@ -56,7 +58,7 @@ class DicomSlideReader(AbstractBlockReader):
 
     @classmethod
     def recognises(cls, path: Path, head: bytes) -> bool:
-        """Return whether a file is of a slide in DICOM, or a folder holds such files.
+        """Return whether a file is of a slide in DICOM, or one such slide is all of a folder.
 
         Args:
             path: the file or folder.
@@ -64,7 +66,10 @@ class DicomSlideReader(AbstractBlockReader):
         """
         if head:
             return is_slide_file(path, head)
-        return any(itertools.islice(list_members(path), 1))
+        images = list(itertools.islice(image_files(path), 2))
+        if len(images) != 1 or images[0].parent != path:
+            return False
+        return is_slide_file(images[0], read_first_bytes(images[0]))
 
     def _stated_background(self) -> Sequence[float] | None:
         has_absent = self._grids[-1].has_absent

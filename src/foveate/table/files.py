@@ -16,6 +16,7 @@ from foveate.files.run_layout import (
     PredictionLayout,
     RunLayout,
 )
+from foveate.formats.dicom_slide_folder import leave_out_levels
 from foveate.table.same import clean
 from foveate.wording import printable_name
 
@@ -76,6 +77,7 @@ def image_files(
 ) -> Iterator[Path]:
     """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
+    Of a slide in DICOM, whose levels are files of their own, only that of the finest is yielded.
     Links to folders are followed, once per folder. Files that accompany images (tables, checksums,
     thumbnails of network disks) and folders of foveate's results are skipped.
 
@@ -107,9 +109,7 @@ def image_files(
             raise TableError(
                 f"{folder} holds more than {_MAX_ENTRIES} files: name the folder of the images"
             )
-        for name in sorted(names):
-            if wanted(name):
-                yield Path(parent, name)
+        yield from leave_out_levels([Path(parent, n) for n in sorted(names) if wanted(n)])
 
 
 def is_result(path: Path) -> bool:
