@@ -34,6 +34,7 @@ from foveate.images.respaced import RespacedImage
 from foveate.readers import open_image
 from foveate.readers.base import HEAD_BYTES, AbstractReader
 from helpers.dicom import write_dicom, write_series
+from helpers.dicom_slides import write_level
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 EMULATED = DATA / "vendor_wsi_emulated"
@@ -42,6 +43,7 @@ NO_DATA = f"no sample slides at {DATA}"
 SAMPLES = (
     "vendor_wsi/aperio/CMU-1-Small-Region.svs",
     "vendor_wsi/hamamatsu/test3-DAPI-2-(387).ndpi",
+    "vendor_wsi/dicom_cmu1_pyramid/level-0-frames-0-30.dcm",
     "vendor_wsi/generic_tiff/boxes.tiff",
     "vendor_wsi/generic_tiff/test.tif",
     "vendor_wsi_emulated/aperio_jp2k_33005.svs",
@@ -62,7 +64,7 @@ SAMPLES = (
 )
 MADE = (
     *("tiles.tif", "strips16.tif", "grey.png", "colour.jpg"),
-    *("volume.nii.gz", "volume.nii", "IM0003", "xray.dcm", "ultrasound.dcm"),
+    *("volume.nii.gz", "volume.nii", "IM0003", "xray.dcm", "ultrasound.dcm", "slide.dcm"),
 )
 
 
@@ -98,6 +100,7 @@ def made_files() -> Path:
     )
     write_dicom(folder / "xray.dcm", grey // 16, PhotometricInterpretation="MONOCHROME1")
     write_dicom(folder / "ultrasound.dcm", pixels, "OT")
+    write_level(folder / "slide.dcm", pixels, series="1.2.3", codec="jpeg", spacing_um=0.4)
     return folder
 
 
@@ -273,7 +276,8 @@ def test_damaged_files_raise_unreadable_image(reader, made, tmp_path):
     for name in MADE:
         data = sample(name, made).read_bytes()
         for share in (0.02, 0.3, 0.9):
-            path = tmp_path / f"{share}_{name}"
+            path = tmp_path / f"{share}" / f"{share}_{name}"
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(data[: int(len(data) * share)])
             if not reader.recognises(path, read_head(path)):
                 continue

@@ -39,7 +39,6 @@ def test_the_reader_is_chosen_by_content(tmp_path):
     [
         ("vendor_wsi/olympus/vsi-ets-test-jpg2k.vsi", "Olympus VSI"),
         ("vendor_wsi_emulated/region.czi", "CZI"),
-        ("vendor_wsi/dicom_cmu1_pyramid/level-0-frames-0-30.dcm", "DICOM"),
     ],
 )
 def test_files_that_would_be_read_wrongly_are_refused(name, reason, tmp_path):

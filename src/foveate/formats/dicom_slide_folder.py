@@ -54,7 +54,8 @@ def find_volumes(path: Path) -> list[Member]:
         raise UnsupportedFormat(
             f"{path}: more than {_MAX_FILES} files of one slide; remove those that are none of it"
         )
-    return list({m.instance or str(m.path): m for m in members if m.kind == "VOLUME"}.values())
+    volumes = [member for member in reversed(members) if member.kind == "VOLUME"]
+    return list({m.instance or str(m.path): m for m in volumes}.values())  # the chosen one stays
 
 
 def _choose_file(folder: Path) -> Path:

@@ -17,7 +17,6 @@ from foveate.formats.dicom_slide_levels import read_slide
 from foveate.formats.tiff_codec import BLACK_IS_ZERO
 from foveate.images.resample import white_value
 from foveate.readers._blocks import AbstractBlockReader
-from foveate.table.files import image_files
 
 
 @final
@@ -66,6 +65,8 @@ class DicomSlideReader(AbstractBlockReader):
         """
         if head:
             return is_slide_file(path, head)
+        from foveate.table.files import image_files  # its package takes long to import
+
         images = list(itertools.islice(image_files(path), 2))
         if len(images) != 1 or images[0].parent != path:
             return False
