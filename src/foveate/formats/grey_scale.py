@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, UInt16
 
+from foveate.errors import OptionError
+
 _TOP = 65535
 _AIR_HU, _DENSEST_HU = -1024.0, 3071.0
 """The range of scanners that store 12 bits: air with a margin, and dense bone or metal."""
@@ -100,6 +102,27 @@ def scale_by_range(values: Float64[np.ndarray, " n"]) -> GreyScale:
         values: finite values ``(n,)``, at least one.
     """
     return _scale_between(float(values.min()), float(values.max()))
+
+
+def parse_limits(text: str, option: str) -> GreyScale:
+    """Return the scale between two values that a user states.
+
+    Args:
+        text: the values of black and white, such as ``0,1``.
+        option: name of the option, for messages.
+
+    Raises:
+        OptionError: the text is no two rising numbers.
+    """
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise OptionError(
+            f"{option}: got '{text}', expected the values of black and white, such as 0,1"
+        )
+    return GreyScale((low, high), (0.0, 1.0))
 
 
 def _scale_between(low: float, high: float) -> GreyScale:

@@ -40,6 +40,12 @@ CODECS = {
 }
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, _PALETTE, YCBCR = 0, 1, 2, 3, 6
 _PICTURE_CODECS = ("jpeg", "jpeg2000", "webp")
+_KINDS = {
+    **{(1, 1): "u1", (1, 8): "u1", (1, 16): "u2", (1, 32): "u4"},
+    **{(2, 8): "i1", (2, 16): "i2", (2, 32): "i4"},
+    **{(3, 16): "f2", (3, 32): "f4", (3, 64): "f8"},
+}
+"""Kinds of samples of numpy, by TIFF's number of the kind and by bits."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Coding:
         tables: JPEG tables shared by all blocks, or None.
         palette: colours of the palette, ``(entries, 3)`` uint8, or None.
         in_items: whether a block is wrapped in items of DICOM.
+        is_bilevel: whether eight samples share a byte, from the highest bit on.
     """
 
     codec: str
@@ -73,6 +80,7 @@ class Coding:
     tables: bytes | None
     palette: NDArray[np.uint8] | None
     in_items: bool = False
+    is_bilevel: bool = False
 
     @property
     def stored_samples(self) -> int:
@@ -83,6 +91,20 @@ class Coding:
     def channels(self) -> int:
         """Number of channels of decoded pixels: 3 for RGB, 1 for grey."""
         return 3 if self.palette is not None else self.samples - self.extra
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether samples are measured values, whose black and white are to be chosen."""
+        return self.dtype.kind != "u" or self.dtype.itemsize > 2
+
+    def row_bytes(self, width: int) -> int:
+        """Return the bytes of an unpacked row.
+
+        Args:
+            width: its pixels.
+        """
+        n = width * self.stored_samples
+        return -(-n // 8) if self.is_bilevel else n * self.dtype.itemsize
 
 
 def read_coding(path: Path, page: Any) -> Coding:
@@ -100,24 +122,26 @@ def read_coding(path: Path, page: Any) -> Coding:
         raise _make_refusal(path, f"compression {int(page.compression)}")
     samples, planar = int(page.samplesperpixel), int(page.planarconfig) == 2
     photometric, extra = int(page.photometric), tuple(int(v) for v in page.extrasamples)
-    if int(page.sampleformat or 1) != 1 or page.bitspersample not in (8, 16):
+    sample_format = int(page.sampleformat or 1)
+    kind = _KINDS.get((sample_format, page.bitspersample))
+    if kind is None:
         raise _make_refusal(
             path,
-            f"samples of {page.bitspersample} bits in format {int(page.sampleformat or 1)} "
-            "(1 is unsigned)",
+            f"samples of {page.bitspersample} bits in format {sample_format} (1 is unsigned)",
         )
     coding = Coding(
         codec=name,
         samples=samples,
         planar=planar and samples > 1,
-        dtype=np.dtype(f"{page.parent.byteorder}u{page.bitspersample // 8}"),
+        dtype=np.dtype(f"{page.parent.byteorder}{kind}"),
         photometric=photometric,
-        differenced=int(page.predictor) == 2,
+        differenced=int(page.predictor) in (2, 3),
         extra=len(extra),
         alpha=extra in ((1,), (2,)),
         premultiplied=extra == (1,),
         tables=page.jpegtables,
         palette=_palette(page) if photometric == _PALETTE else None,
+        is_bilevel=page.bitspersample == 1,
     )
     for unsupported, part in _list_limits(coding, page):
         if unsupported:
@@ -136,6 +160,7 @@ def _list_limits(coding: Coding, page: Any) -> tuple[tuple[bool, str], ...]:
     colours = 3 if photometric in (RGB, YCBCR) else 1
     known = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, _PALETTE, YCBCR)
     plain = coding.palette is None and name != "jpeg"
+    predictors = (1,) if coding.is_bilevel else (1, 3) if coding.dtype.kind == "f" else (1, 2)
     return (
         (photometric not in known, f"colour space {photometric} (CMYK, CIELab or the like)"),
         (
@@ -151,7 +176,12 @@ def _list_limits(coding: Coding, page: Any) -> tuple[tuple[bool, str], ...]:
             photometric == _PALETTE and coding.palette is None,
             "a palette that is damaged or not for 8 bits",
         ),
-        (int(page.predictor) not in (1, 2), f"predictor {int(page.predictor)}"),
+        (int(page.predictor) not in predictors, f"predictor {int(page.predictor)}"),
+        (
+            (coding.is_measured or coding.is_bilevel)
+            and (name in _PICTURE_CODECS or coding.extra > 0),
+            f"samples of {page.bitspersample} bits with compression {name} or transparency",
+        ),
         (int(page.fillorder) != 1, "reversed bit order"),
         (
             coding.planar and name in ("webp", "jpeg2000"),
@@ -283,20 +313,27 @@ def _decode_bytes(data: bytes, coding: Coding, out: Pixels, shown: tuple[int, in
     raw = data if coding.codec == "none" else _unpack(data, coding.codec, out.nbytes)
     rows, columns, samples = out.shape
     for height, width in ((rows, columns), (shown[0], columns), shown):
-        n = height * width * samples
-        if len(raw) >= n * coding.dtype.itemsize:
+        n_bytes = height * coding.row_bytes(width)
+        if len(raw) >= n_bytes:
             break
     else:
         raise DamagedBlock(f"a block of {len(raw)} bytes, expected {out.nbytes}")
     part = out[:height, :width]
     if part.shape != out.shape:
         out[:] = 0
+    if coding.is_bilevel:
+        bits = np.frombuffer(raw, np.uint8, n_bytes).reshape(height, -1)
+        part[:] = 255 * np.unpackbits(bits, axis=1, count=width * samples).reshape(part.shape)
+        return
+    n = n_bytes // coding.dtype.itemsize
     stored = np.frombuffer(raw, coding.dtype, n).reshape(part.shape)
-    if coding.differenced:
+    if not coding.differenced:
+        part[:] = stored
+    elif coding.dtype.kind == "f":
+        part[:] = imagecodecs.floatpred_decode(stored, axis=-2)
+    else:
         native = np.ascontiguousarray(stored, out.dtype)
         part[:] = imagecodecs.delta_decode(native, axis=-2)
-    else:
-        part[:] = stored
 
 
 def _unpack(data: bytes, codec: str, n_bytes: int) -> bytes | bytearray:

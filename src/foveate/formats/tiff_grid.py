@@ -70,7 +70,7 @@ class BlockGrid:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one unpacked block of one plane."""
+        """Bytes of the pixels of one block of one plane."""
         item = self.coding.stored_samples * self.coding.dtype.itemsize
         return self.block[0] * self.block[1] * item
 
@@ -159,10 +159,11 @@ def _fill_counts(grid: BlockGrid, file_bytes: int) -> BlockGrid:
 
 def _raw_counts(grid: BlockGrid) -> NDArray[np.int64]:
     """Compute the bytes of each unpacked block; the last strip ends where the picture ends."""
-    counts = np.full(len(grid.offsets), grid.block_bytes, np.int64)
+    row_bytes = grid.coding.row_bytes(grid.block[1])
+    counts = np.full(len(grid.offsets), row_bytes * grid.block[0], np.int64)
     if not grid.tiled:
         rest = grid.shape[0] - (grid.grid[0] - 1) * grid.block[0]
-        counts[grid.grid[0] - 1 :: grid.grid[0]] = grid.block_bytes // grid.block[0] * rest
+        counts[grid.grid[0] - 1 :: grid.grid[0]] = row_bytes * rest
     return counts
 
 
@@ -184,7 +185,7 @@ def bound_blocks(path: Path, grid: BlockGrid, file_bytes: int) -> BlockGrid:
             f"{path}: claims {claimed / 1e9:.1f} GB of pixels in {file_bytes:,} bytes{AGAIN}"
         )
     if coding.codec == "none" and not grid.tiled and not coding.planar:
-        row_bytes, needed = grid.block_bytes // grid.block[0], _raw_counts(grid)
+        row_bytes, needed = coding.row_bytes(grid.block[1]), _raw_counts(grid)
         follows = bool((grid.offsets[1:] == grid.offsets[:-1] + needed[:-1]).all())
         if follows and not grid.has_absent and bool((grid.counts >= needed).all()):
             rows = min(max(1, _RAW_STRIP_BYTES // row_bytes), grid.shape[0])

@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -246,6 +247,7 @@ class AbstractBlockReader(AbstractReader):
         """Return whether decoded samples are the image's pixels without further conversion."""
         coding = grid.coding
         changed = coding.alpha or coding.palette is not None or coding.photometric == WHITE_IS_ZERO
+        changed = changed or coding.is_measured
         return not changed and not coding.planar and coding.samples == self.channels
 
     def _decode(
@@ -253,10 +255,9 @@ class AbstractBlockReader(AbstractReader):
     ) -> Pixels:
         """Decode one block to pixels ``(*shape, c)``, from the stored bytes of each plane."""
         coding = grid.coding
-        planes = [np.empty((*shape, coding.stored_samples), self.dtype) for _ in stored]
-        for data, out in zip(stored, planes, strict=True):
-            decode_block(data, coding, out, shown)
-        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        pixels: Any = self._decode_samples(grid, stored, shape, shown)
+        if coding.is_measured:
+            pixels = self._convert_measured(pixels)
         if coding.palette is not None:
             return np.asarray(coding.palette[pixels[:, :, 0]])
         if coding.photometric == WHITE_IS_ZERO:
@@ -264,7 +265,22 @@ class AbstractBlockReader(AbstractReader):
             pixels[..., :1] = top - pixels[..., :1]
         if coding.alpha:
             return flatten_alpha(pixels, self._paper, premultiplied=coding.premultiplied)
-        return pixels[..., : self.channels]
+        return np.asarray(pixels[..., : self.channels])
+
+    def _convert_measured(self, samples: Pixels) -> Pixels:
+        """Convert measured values to greys of 16 bits; only a reader of such values needs it."""
+        raise NotImplementedError
+
+    def _decode_samples(
+        self, grid: BlockGrid, stored: list[bytes], shape: tuple[int, int], shown: tuple[int, int]
+    ) -> Pixels:
+        """Decode one block to the samples that are stored, ``(*shape, samples)``."""
+        coding = grid.coding
+        dtype = coding.dtype.newbyteorder("=")
+        planes = [np.empty((*shape, coding.stored_samples), dtype) for _ in stored]
+        for data, out in zip(stored, planes, strict=True):
+            decode_block(data, coding, out, shown)
+        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
     # -- bytes and cache ----------------------------------------------------------------------
 

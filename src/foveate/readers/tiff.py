@@ -6,29 +6,44 @@ tifffile parses where the blocks lie; `_blocks` reads and decodes them.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveate.errors import UnsupportedFormat
+from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.formats.appended import TIFF_MARKS
+from foveate.formats.grey_scale import GreyScale, choose_scale, parse_limits
 from foveate.formats.orientation import Orientation
+from foveate.formats.tiff_blocks import plan_blocks, stored_shape, visible_shape
 from foveate.formats.tiff_codec import BLACK_IS_ZERO
 from foveate.formats.tiff_index import TiffIndex, read_index
 from foveate.formats.tiff_levels import choose_levels
 from foveate.formats.tiff_spacing import ome_pixels, stated_planes, stated_spacing
-from foveate.images.resample import white_value
+from foveate.images.resample import Pixels, white_value
+from foveate.messages.warn import warn_once
 from foveate.readers._blocks import AbstractBlockReader
 
 _LARGE_PX = 50_000_000
+_SAMPLED, _SAMPLED_BLOCKS = 1 << 20, 64
+"""About how many measured values, from how many blocks, decide what is black and white."""
 _VENDORS = (None, "aperio", "generic-tiff")
 
 
 @final
 class TiffReader(AbstractBlockReader):
-    """A TIFF with 8 or 16 unsigned bits a sample: grey, RGB, palette, with or without alpha.
+    """A TIFF: grey, RGB or palette, with or without alpha; black and white; measured values.
+
+    Samples have 8 or 16 unsigned bits, or 1 bit, which is read as 0 or 255. Measured values
+    (floating-point numbers, numbers with a sign or of 32 bits) become greys of 16 bits. What is
+    black and white is chosen for each file from a sample of its values as for a volume of NIfTI
+    (`formats.grey_scale`), or is the same for all files by `limits`; the log says so. Pixels that
+    are no finite numbers are black; the log says so, and they are counted.
 
     A file is a slide if it is a pyramid, is tiled, states a plausible pixel size, or has more than
     50 million pixels; else it is a picture. It is turned upright by its tag Orientation.
@@ -38,7 +53,13 @@ class TiffReader(AbstractBlockReader):
     is black in grey files without alpha whose 0 is black, else white. Transparent pixels show
     paper.
 
+    Args:
+        path: the file.
+        limits: the measured values that are black and white, such as ``0,1``; the option does not
+            change files of 8 or 16 bits.
+
     Raises:
+        OptionError: `limits` are no two rising numbers.
         UnsupportedFormat: the file is a stack of planes, or is coded in a way that is not read.
         UnreadableImage: the file is damaged.
     """
@@ -46,17 +67,20 @@ class TiffReader(AbstractBlockReader):
     families: ClassVar[str] = "TIFF and OME-TIFF"
     priority: ClassVar[int] = 20
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, limits: str | None = None) -> None:
         super().__init__(path)
         import tifffile
 
+        self._limits = None if limits is None else parse_limits(limits, "reader.tiff.limits")
         index = read_index(path)
         full, coding = index.levels[0].shape, index.levels[0].coding
         ome = ome_pixels(index.ome_xml, full)
         planes = stated_planes(index.description, ome, coding.samples)
         if planes > 1:
             raise UnsupportedFormat(f"{path}: a stack of {planes} planes; save one flat picture")
-        self.channels, self.dtype = coding.channels, coding.dtype.newbyteorder("=")
+        self.scaled = coding.is_measured
+        dtype = np.dtype(np.uint16) if self.scaled else coding.dtype.newbyteorder("=")
+        self.channels, self.dtype = coding.channels, dtype
         self._coding = coding
         dark = coding.photometric == BLACK_IS_ZERO and not coding.alpha
         self._paper = np.full(self.channels, 0 if dark else white_value(self.dtype), self.dtype)
@@ -95,3 +119,50 @@ class TiffReader(AbstractBlockReader):
 
     def _stated_background(self) -> Sequence[float] | None:
         return [float(v) for v in self._paper.tolist()] if self._states_paper else None
+
+    def _convert_measured(self, samples: Pixels) -> Pixels:
+        values = samples.astype(np.float64)
+        known = np.isfinite(values)
+        if not known.all():
+            text = "pixels that are no finite numbers are read as black"
+            warn_once(logging.WARNING, "finite", self.path, text)
+            self.count.add(unknown_px=int(known.size - known.sum()))
+            values = np.where(known, values, self._scale.values[0])
+        return self._scale.convert(values)
+
+    @functools.cached_property
+    def _scale(self) -> GreyScale:
+        """The scale of measured values: that of `_limits`, else by a sample of level 0."""
+        if self._limits is not None:
+            return self._limits
+        values = self._sample_values()
+        if not values.size:
+            raise UnreadableImage(
+                f"{self.path}: holds no finite number; make the image again from its source"
+            )
+        scale = choose_scale(values)
+        warn_once(
+            logging.INFO,
+            "measured",
+            self.path,
+            f"holds measured values: {scale.values[0]:g} is black, {scale.values[-1]:g} white. "
+            "--reader.tiff.limits LOW,HIGH gives all images the same",
+        )
+        return scale
+
+    def _sample_values(self) -> NDArray[np.float64]:
+        """Return up to about a million finite values of level 0, from blocks all over it."""
+        grid = self._grids[0]
+        stored = np.flatnonzero(grid.stored.ravel())
+        n = min(_SAMPLED_BLOCKS, len(stored))
+        chosen = np.random.default_rng(0).choice(stored, n, replace=False)  # a grid could alias
+        corners = np.stack(np.divmod(chosen, grid.grid[1]), axis=1) * grid.block
+        blocks = [block for block, _ in plan_blocks(grid, corners.astype(np.int64), (1, 1))]
+        values = [np.empty(0)]
+        for block, content in self._read_bytes(blocks):
+            shape, shown = stored_shape(grid, block), visible_shape(grid, block)
+            samples = self._decode_samples(grid, content, shape, shown)[: shown[0], : shown[1]]
+            step = math.ceil(math.sqrt(samples.size * n / _SAMPLED))
+            values.append(samples[::step, ::step].astype(np.float64).ravel())
+        together = np.concatenate(values)
+        return together[np.isfinite(together)]
