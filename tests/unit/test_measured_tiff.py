@@ -154,17 +154,11 @@ def test_the_scale_of_a_large_slide_comes_from_blocks_all_over_it(tmp_path: Path
     assert abs(int(part[0, 1536]) - 32767) < 1500
 
 
-@pytest.mark.parametrize(
-    ("samples", "options"),
-    [
-        (np.zeros((9, 9), np.complex64), {}),
-        (np.zeros((9, 9, 4), np.float32), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
-        (np.zeros((9, 9), np.uint64), {}),
-    ],
-)
-def test_samples_that_are_not_read(tmp_path: Path, samples: np.ndarray, options) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", samples, metadata=None, **options)
-    with pytest.raises(UnsupportedFormat, match="this TIFF stores samples of"):
+def test_transparent_floats_are_not_read(tmp_path: Path) -> None:
+    samples = np.zeros((9, 9, 4), np.float32)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    with pytest.raises(UnsupportedFormat, match="samples of 32 bits with compression none or tr"):
         open_image(tmp_path / "a.tif")
 
 

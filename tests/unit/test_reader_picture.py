@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from PIL import Image
 from foveate.errors import ImageTooLarge, UnreadableImage, UnsupportedFormat
 from foveate.geometry import Box, Frame
 from foveate.readers import open_image
+from helpers.images import read_whole
 
 GREY = np.random.default_rng(3).integers(0, 256, (31, 47), np.uint8)
 COLOUR = np.random.default_rng(4).integers(0, 256, (31, 47, 3), np.uint8)
@@ -125,3 +129,33 @@ def test_pixels_are_decoded_once(tmp_path):
         for _ in range(3):
             image.read(Box((1, 1), (4, 4), Frame.PX, 0))
         assert image.count.decoded_px == 31 * 47
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_bitmaps_are_read(tmp_path: Path, mode: str) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
+    stored = Image.fromarray(rgb).convert(mode)
+    stored.save(tmp_path / "a.bmp")
+    with open_image(tmp_path / "a.bmp") as image:
+        assert image.channels == (1 if mode in ("1", "L") else 3)
+        expected = np.asarray(stored.convert("L" if image.channels == 1 else "RGB"))
+        np.testing.assert_array_equal(read_whole(image), expected.reshape(31, 45, -1))
+
+
+@pytest.mark.parametrize("length", [12, 40, 52, 56, 64, 108, 124])
+def test_bitmaps_with_every_header(tmp_path: Path, length: int) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    sides = struct.pack("<HHHH", 4, 2, 1, 24) if length == 12 else struct.pack("<iiHH", 4, 2, 1, 24)
+    rest = sides + bytes(length - 4 - len(sides))
+    head = b"BM" + struct.pack("<IHHII", 14 + length + 24, 0, 0, 14 + length, length)
+    (tmp_path / "a.bmp").write_bytes(head + rest + pixels[::-1, :, ::-1].tobytes())
+    with open_image(tmp_path / "a.bmp") as image:
+        np.testing.assert_array_equal(read_whole(image), pixels)
+
+
+def test_cut_off_bitmaps_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.bmp")
+    content = (tmp_path / "a.bmp").read_bytes()
+    (tmp_path / "a.bmp").write_bytes(content[: len(content) // 2])
+    with open_image(tmp_path / "a.bmp") as image, pytest.raises(UnreadableImage, match=r"a\.bmp"):
+        read_whole(image)

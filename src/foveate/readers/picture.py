@@ -42,6 +42,8 @@ log = logging.getLogger("foveate")
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _JPEG = b"\xff\xd8\xff"
+_BITMAP_HEADERS = tuple(n.to_bytes(4, "little") for n in (12, 40, 52, 56, 64, 108, 124))
+"""The lengths of a header by which a BMP is told from other files that begin with "BM"."""
 _MAX_JPEG_BYTES = 1 << 30
 """Larger JPEGs are not checked: they have more pixels than are decoded, or hold other data."""
 _EXIF_ORIENTATION = 0x0112
@@ -99,12 +101,7 @@ class PictureReader(AbstractReader):
         if path.suffix.lower() == ".mrxs":
             return False
         webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-        bitmap = head[:2] == b"BM" and head[14:18] in (
-            b"\x0c\0\0\0",
-            b"(\0\0\0",
-            b"l\0\0\0",
-            b"|\0\0\0",
-        )
+        bitmap = head[:2] == b"BM" and head[14:18] in _BITMAP_HEADERS
         return webp or bitmap or head.startswith((b"\x89PNG\r\n\x1a\n", _JPEG, b"GIF8"))
 
     def _open(self, file: Path | IO[bytes]) -> Image.Image:
