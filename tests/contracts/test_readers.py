@@ -65,6 +65,7 @@ SAMPLES = (
 MADE = (
     *("tiles.tif", "strips16.tif", "grey.png", "colour.jpg"),
     *("volume.nii.gz", "volume.nii", "IM0003", "xray.dcm", "ultrasound.dcm", "slide.dcm"),
+    *("grey.npy", "volume.npz", "float.tif", "bits.tif"),
 )
 
 
@@ -100,6 +101,10 @@ def made_files() -> Path:
     )
     write_dicom(folder / "xray.dcm", grey // 16, PhotometricInterpretation="MONOCHROME1")
     write_dicom(folder / "ultrasound.dcm", pixels, "OT")
+    np.save(folder / "grey.npy", grey)
+    np.savez_compressed(folder / "volume.npz", volume=rng.normal(0, 1, (21, 33, 29)))
+    tifffile.imwrite(folder / "float.tif", rng.normal(0, 1, (211, 305)), compression="zlib")
+    tifffile.imwrite(folder / "bits.tif", pixels[:, :, 0] > 180, tile=(64, 64), metadata=None)
     write_level(folder / "slide.dcm", pixels, series="1.2.3", codec="jpeg", spacing_um=0.4)
     return folder
 

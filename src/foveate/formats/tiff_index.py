@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger("foveate")
 MAX_DIRECTORIES = 4096
 _JPEG = 7
 _NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
+_QPTIFF_KIND = re.compile(r"<ImageType>\s*(?:thumbnail|overview|label|macro)", re.IGNORECASE)
 _QPTIFF = "PerkinElmer-QPI"
 """The name in the description of QPTIFF files, also of those without the tag Software."""
 _VENDOR_MARKS = {
@@ -30,7 +32,6 @@ _VENDOR_MARKS = {
     "is_scn": "Leica SCN",
     "is_philips": "Philips TIFF",
     "is_bif": "Ventana BIF",
-    "is_qpi": "Akoya QPTIFF",
     "is_lsm": "Zeiss LSM",
     "is_stk": "MetaMorph STK",
     "is_sis": "Olympus SIS",
@@ -101,12 +102,15 @@ def read_index(path: Path) -> TiffIndex:
 
 
 def _find_vendor(path: Path, file: Any) -> str | None:
-    """Return the vendor's format that a TIFF has, or None for a plain one."""
+    """Return the vendor's format that a TIFF has, or None for a plain one.
+
+    QPTIFF in colour (brightfield) is a plain pyramid; others have a page for each channel.
+    """
     if path.suffix.lower() == ".vsi":
         return "Olympus VSI"
     first = _directory(file, 0)
-    if first is not None and _QPTIFF in str(first.description):
-        return "Akoya QPTIFF"
+    if first is not None and (_QPTIFF in str(first.description) or file.is_qpi):
+        return None if first.samplesperpixel == 3 else "Akoya QPTIFF of several channels"
     return next((name for mark, name in _VENDOR_MARKS.items() if getattr(file, mark, False)), None)
 
 
@@ -259,7 +263,7 @@ def _is_level(base: Any, page: Any) -> bool:
     """Return whether a smaller page may be a level: same coding of samples, same proportions."""
     words = str(page.description or "").lower()
     last_line = words.splitlines()[-1] if words else ""
-    if any(word in last_line for word in _NOT_A_LEVEL):
+    if any(word in last_line for word in _NOT_A_LEVEL) or _QPTIFF_KIND.search(words):
         return False
     if not base.is_tiled and not page.is_reduced and not base.subifds:
         return False

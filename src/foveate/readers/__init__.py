@@ -20,6 +20,7 @@ from foveate.errors import (
     as_foveate_error,
     converting,
 )
+from foveate.formats.zarr_store import is_zarr
 from foveate.images.image import AbstractImage
 from foveate.parts.options import parse_options
 from foveate.readers.base import HEAD_BYTES, AbstractReader
@@ -30,7 +31,6 @@ log = logging.getLogger("foveate")
 _NOT_YET = (
     (128, b"DICM", "DICOM slides are not readable yet; convert them to pyramidal TIFF"),
     (0, b"ZISRAWFILE", "CZI is not readable; export it from ZEN as OME-TIFF"),
-    (0, b"\x93NUMPY", "NumPy arrays are not readable as images; save them as TIFF or PNG"),
     (344, b"ni1\0", "NIfTI in two files (.hdr, .img) is not readable; save it as one .nii.gz"),
     (0, b"\x1f\x8b", "gzip files that are no NIfTI are not readable; unpack it first"),
     (0, b"\0\0\0\x0cjP  ", "bare JPEG 2000 is not readable; convert it to tiled TIFF"),
@@ -80,6 +80,11 @@ def open_image(path: Path | str, options: ReaderOptions | None = None) -> Abstra
         for name, reader in readers
         if (reader.takes_folders or not folder) and _recognises(reader, path, head)
     ]
+    if not candidates and folder and is_zarr(path):
+        raise UnsupportedFormat(
+            f"{path}: OME-Zarr is not readable; export the image as OME-TIFF (bfconvert of "
+            "Bio-Formats does it)"
+        )
     if not candidates and folder:
         raise UnsupportedFormat(
             f"{path}: is a folder, not an image file; give its files. {_list_families()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import threading
 import zlib
@@ -16,17 +15,11 @@ from numpy.typing import NDArray
 
 from foveate.cache import ByteCache
 from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
-from foveate.formats.grey_scale import (
-    HOUNSFIELD,
-    GreyScale,
-    choose_scale,
-    kind_of_values,
-    sampling_step,
-)
+from foveate.formats.grey_scale import sampling_step
+from foveate.formats.measured import MeasuredValues
 from foveate.formats.nifti_header import read_header
 from foveate.images.image import Level
 from foveate.images.resample import Pixels
-from foveate.messages.warn import warn_once
 from foveate.readers.base import AbstractReader
 
 Values = NDArray[np.float64]
@@ -105,7 +98,7 @@ class NiftiReader(AbstractReader):
         self.spacing_um, self.disbelieved = self._array.spacing_um, self._array.disbelieved
         self.reader = f"nibabel {nibabel.__version__}"
         self._lock, self._key = threading.Lock(), object()
-        self._scale: GreyScale | None = None
+        self._measured = MeasuredValues(path, self.count, "voxel")
         self._closed = False
 
     @classmethod
@@ -136,7 +129,7 @@ class NiftiReader(AbstractReader):
             volume = self._volume() if self._small else None
         if volume is None:
             stored = self._map_file()
-            self._scale = self._scale or self._choose_scale(stored)
+            self._choose_scale(stored)
             pixels = self._grey(self._array.region_values(stored, origin_px, size_px))
             self.count.add(decoded_px=math.prod(size_px))
             return pixels
@@ -164,7 +157,7 @@ class NiftiReader(AbstractReader):
         if self._packed and self._array.end > _AT_ONCE_BYTES:
             return self._decode_slabs()
         stored = self._unpack() if self._packed else self._map_file()
-        self._scale = self._scale or self._choose_scale(stored)
+        self._choose_scale(stored)
         volume = np.empty((*self.shape, 1), np.uint16)
         for z in range(self.shape[0]):
             place = (z, 0, 0), (1, *self.shape[1:])
@@ -177,12 +170,12 @@ class NiftiReader(AbstractReader):
         It takes little more memory than the result.
         """
         array = self._array
-        if self._scale is None:
+        if self._measured.scale is None:
             step = sampling_step(math.prod(array.shape))
             sample = [
                 slab[::step, ::step, (-at) % step :: step].ravel() for at, slab in self._slabs()
             ]
-            self._scale = self._choose_scale(np.concatenate(sample))
+            self._choose_scale(np.concatenate(sample))
         volume = np.empty(array.shape, np.uint16)
         for at, slab in self._slabs():
             volume[..., at : at + slab.shape[-1]] = self._grey(array.scale(slab))[..., 0]
@@ -230,28 +223,14 @@ class NiftiReader(AbstractReader):
 
     def _grey(self, values: Values) -> Pixels:
         """Convert values to grey, ``(*values.shape, 1)``, on the chosen scale."""
-        assert self._scale is not None
-        known = np.isfinite(values)
-        if not known.all():
-            text = "voxels that are no finite numbers are read as black"
-            warn_once(logging.WARNING, "finite", self.path, text)
-            self.count.add(unknown_px=int(known.size - known.sum()))
-            values = np.where(known, values, self._scale.values[0])
-        return self._scale.convert(values)[..., None]
+        return self._measured.convert(values)[..., None]
 
-    def _choose_scale(self, stored: NDArray[Any]) -> GreyScale:
+    def _choose_scale(self, stored: NDArray[Any]) -> None:
         """Choose the scale of greys from a sample of the stored numbers (of any shape)."""
-        step = sampling_step(stored.size)
-        values = self._array.scale(stored[(slice(None, None, step),) * stored.ndim])
-        values = values[np.isfinite(values)]
-        if not values.size:
-            raise UnreadableImage(
-                f"{self.path}: holds no finite number; make the volume again from its source"
-            )
-        scale, self.count.values = choose_scale(values), kind_of_values(values)
-        if scale is HOUNSFIELD:
-            warn_once(logging.INFO, "ct", self.path, "read as CT, in Hounsfield units")
-        return scale
+        if self._measured.scale is None:
+            step = sampling_step(stored.size)
+            sample = stored[(slice(None, None, step),) * stored.ndim]
+            self._measured.choose(self._array.scale(sample))
 
     def close(self) -> None:
         """Release the voxels. Closing twice is harmless."""

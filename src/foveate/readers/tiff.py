@@ -6,7 +6,6 @@ tifffile parses where the blocks lie; `_blocks` reads and decodes them.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import UnreadableImage, UnsupportedFormat
+from foveate.errors import UnsupportedFormat
 from foveate.formats.appended import TIFF_MARKS
-from foveate.formats.grey_scale import GreyScale, choose_scale, parse_limits
+from foveate.formats.grey_scale import parse_limits
+from foveate.formats.measured import MeasuredValues
 from foveate.formats.orientation import Orientation
 from foveate.formats.tiff_blocks import plan_blocks, stored_shape, visible_shape
 from foveate.formats.tiff_codec import BLACK_IS_ZERO
@@ -71,7 +71,8 @@ class TiffReader(AbstractBlockReader):
         super().__init__(path)
         import tifffile
 
-        self._limits = None if limits is None else parse_limits(limits, "reader.tiff.limits")
+        scale = None if limits is None else parse_limits(limits, "reader.tiff.limits")
+        self._measured = MeasuredValues(path, self.count, "pixel", scale)
         index = read_index(path)
         full, coding = index.levels[0].shape, index.levels[0].coding
         ome = ome_pixels(index.ome_xml, full)
@@ -121,37 +122,19 @@ class TiffReader(AbstractBlockReader):
         return [float(v) for v in self._paper.tolist()] if self._states_paper else None
 
     def _convert_measured(self, samples: Pixels) -> Pixels:
-        values = samples.astype(np.float64)
-        known = np.isfinite(values)
-        if not known.all():
-            text = "pixels that are no finite numbers are read as black"
-            warn_once(logging.WARNING, "finite", self.path, text)
-            self.count.add(unknown_px=int(known.size - known.sum()))
-            values = np.where(known, values, self._scale.values[0])
-        return self._scale.convert(values)
-
-    @functools.cached_property
-    def _scale(self) -> GreyScale:
-        """The scale of measured values: that of `_limits`, else by a sample of level 0."""
-        if self._limits is not None:
-            return self._limits
-        values = self._sample_values()
-        if not values.size:
-            raise UnreadableImage(
-                f"{self.path}: holds no finite number; make the image again from its source"
+        if self._measured.scale is None:
+            self._measured.choose(self._sample_values())
+            warn_once(
+                logging.INFO,
+                "measured",
+                self.path,
+                "holds measured values, and its own black and white are chosen for it; "
+                "--reader.tiff.limits LOW,HIGH gives all images the same",
             )
-        scale = choose_scale(values)
-        warn_once(
-            logging.INFO,
-            "measured",
-            self.path,
-            f"holds measured values: {scale.values[0]:g} is black, {scale.values[-1]:g} white. "
-            "--reader.tiff.limits LOW,HIGH gives all images the same",
-        )
-        return scale
+        return self._measured.convert(samples)
 
     def _sample_values(self) -> NDArray[np.float64]:
-        """Return up to about a million finite values of level 0, from blocks all over it."""
+        """Return up to about a million values of level 0, ``(n,)``, from blocks all over it."""
         grid = self._grids[0]
         stored = np.flatnonzero(grid.stored.ravel())
         n = min(_SAMPLED_BLOCKS, len(stored))
@@ -164,5 +147,4 @@ class TiffReader(AbstractBlockReader):
             samples = self._decode_samples(grid, content, shape, shown)[: shown[0], : shown[1]]
             step = math.ceil(math.sqrt(samples.size * n / _SAMPLED))
             values.append(samples[::step, ::step].astype(np.float64).ravel())
-        together = np.concatenate(values)
-        return together[np.isfinite(together)]
+        return np.concatenate(values)

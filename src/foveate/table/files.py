@@ -17,6 +17,7 @@ from foveate.files.run_layout import (
     RunLayout,
 )
 from foveate.formats.dicom_slide_folder import leave_out_levels
+from foveate.formats.zarr_store import is_zarr
 from foveate.table.same import clean
 from foveate.wording import printable_name
 
@@ -24,13 +25,13 @@ SUFFIXES = (
     *(".ome.tiff", ".ome.tif", ".ome.zarr", ".nii.gz", ".svs", ".tiff", ".tif", ".ndpi"),
     *(".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".vsi", ".qptiff", ".btf"),
     *(".isyntax", ".zarr", ".dcm", ".png", ".jpeg", ".jpg", ".jp2", ".j2k", ".webp", ".bmp"),
-    *(".gif", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".h5", ".pt"),
+    *(".gif", ".nii", ".mha", ".mhd", ".nrrd", ".npy", ".npz", ".h5", ".pt"),
 )
 """Suffixes that are no part of an image's name; any other dot belongs to the name."""
 
 _FEATURES = (".h5", ".pt")
 _SIDECARS = frozenset(
-    {".json", ".csv", ".tsv", ".txt", ".geojson", ".html", ".htm", ".xml", ".npz", ".xlsx", ".xls"}
+    {".json", ".csv", ".tsv", ".txt", ".geojson", ".html", ".htm", ".xml", ".xlsx", ".xls"}
     | {".md", ".yaml", ".yml", ".log", ".dat", ".ini", ".ets", ".pdf", ".zip", ".db", ".part"}
     | {".py", ".sh", ".safetensors", *_FEATURES}
     | {".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".crc", ".asc", ".sig", ".parcel"}
@@ -101,7 +102,7 @@ def image_files(
             on_results(Path(parent))
             continue
         folders[:] = _choose_folders(folders, names) if deep else []
-        wholes = [f for f in folders if is_image(Path(parent, f))]
+        wholes = [f for f in folders if is_zarr(Path(parent, f)) or is_image(Path(parent, f))]
         yield from (Path(parent, f) for f in wholes)
         folders[:] = [f for f in folders if f not in wholes]
         seen += len(names)
