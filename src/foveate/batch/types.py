@@ -176,11 +176,14 @@ def image_key(item: LoadedImage, view: View) -> str:
         item: the image.
         view: geometry in which it is read.
     """
-    stamp = ""
-    with contextlib.suppress(OSError):
-        state = item.image.path.stat()
-        stamp = f"{state.st_size} {state.st_mtime_ns}"
-    return f"{item.image_id} {item.image.path} {stamp} {view}"
+    stamps = []
+    for path in item.image.files:
+        stamp = ""
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            stamp = f"{state.st_size} {state.st_mtime_ns}"
+        stamps.append(f"{path} {stamp}")
+    return f"{item.image_id} {' '.join(stamps)} {view}"
 
 
 def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
@@ -254,15 +257,18 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
 
 
 def foreground_weight(item: LoadedImage, device: torch.device) -> Float[Tensor, " 1 *space"] | None:
-    """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images.
+    """Return ``(1, *space)``, 1 on the foreground of a glimpse; None where all of it counts.
+
+    That is so for pictures and volumes, without gaps between several of them.
 
     Args:
         item: the image.
         device: device of the result.
     """
-    if item.image.kind != "slide":
+    foreground = item.contrast > 0
+    if item.image.kind != "slide" and foreground.all():
         return None
-    return torch.from_numpy(item.contrast > 0)[None].float().to(device)
+    return torch.from_numpy(foreground)[None].float().to(device)
 
 
 def channels_last(x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c *space"]:

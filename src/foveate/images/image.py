@@ -23,6 +23,8 @@ from foveate.geometry import (
     Box,
     Frame,
     Vector,
+    points_px_from_um,
+    points_um_from_px,
     px_from_um,
     shape_from_size_um,
     size_um_from_shape,
@@ -30,6 +32,7 @@ from foveate.geometry import (
     spacing_um_from_shape,
     um_from_px0,
 )
+from foveate.images.evidence import Floats
 from foveate.images.read_count import ReadCount
 from foveate.images.resample import Pixels, Source, resample_from
 from foveate.images.stored import StoredPatches
@@ -149,6 +152,11 @@ class AbstractImage(abc.ABC):
         self.close()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that pixels are read from."""
+        return (self.path,)
+
+    @property
     @final
     def ndim(self) -> int:
         """Number of spatial axes."""
@@ -161,7 +169,6 @@ class AbstractImage(abc.ABC):
         return self.levels[0].shape
 
     @property
-    @final
     def n_pixels(self) -> int:
         """Number of level-0 pixels."""
         return math.prod(self.shape)
@@ -289,16 +296,38 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels cannot be decoded.
             ImageTooLarge: the memory does not suffice.
         """
+        try:
+            return self._read_at(box_um, tuple(shape))
+        except MemoryError as error:
+            raise self._too_large(shape) from error
+
+    def _read_at(self, box_um: Box, shape: tuple[int, ...]) -> Pixels:
+        """Do the work of `read_at`, with the same arguments; images without levels override it."""
         level = self.level_for(spacing_um_from_shape(box_um.size, shape))
         box_px = px_from_um(box_um, self.known_spacing_um, self.levels[level].downsample, level)
         step = tuple(s / n for s, n in zip(box_px.size, shape, strict=True))
         if all(abs(s - 1) < 1e-9 for s in step):
             step = (1.0,) * self.ndim
         self.count.add(asked_px=math.prod(shape))
-        try:
-            return resample_from(self._source(level), _snap(box_px.origin), step, tuple(shape))
-        except MemoryError as error:
-            raise self._too_large(shape) from error
+        return resample_from(self._source(level), _snap(box_px.origin), step, shape)
+
+    def align_um(self, origin_um: Floats, spacing_um: float) -> Floats:
+        """Move corners of boxes to whole pixels of the level that has their spacing.
+
+        A shift of less than half a pixel saves resampling. Where no level has exactly this spacing,
+        the corners stay.
+
+        Args:
+            origin_um: corners ``(n, d)``.
+            spacing_um: spacing at which the boxes are read, along all axes.
+        """
+        level = self.levels[self.level_for((spacing_um,) * self.ndim)]
+        stored_um = spacing_um_from_downsample(self.known_spacing_um, level.downsample)
+        if not np.allclose(stored_um, spacing_um, rtol=1e-9):
+            return origin_um
+        corner_um = (0.0,) * self.ndim
+        origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
+        return points_um_from_px(origin_px, stored_um, corner_um)
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:
