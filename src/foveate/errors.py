@@ -62,11 +62,7 @@ class UnreadableImage(FoveateError, OSError):
 
 
 class UnreadableMember(UnreadableImage):
-    """Some of the images of a patient that are answered together cannot be read.
-
-    Args:
-        reasons: by image id, why an image cannot be read, with its file; at least one.
-    """
+    """Some of a patient's images cannot be read; `reasons` say why, by image id."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
         first = next(iter(reasons.values()))

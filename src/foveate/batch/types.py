@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, TooManyOpen, converting
 from foveate.geometry import length_um_from_px, mean_spacing, points_um_from_px
+from foveate.images.composed import ComposedImage
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
@@ -177,7 +178,8 @@ def image_key(item: LoadedImage, view: View) -> str:
         view: geometry in which it is read.
     """
     stamps = []
-    for path in item.image.files:
+    image = item.image
+    for path in image.files if isinstance(image, ComposedImage) else (image.path,):
         stamp = ""
         with contextlib.suppress(OSError):
             state = path.stat()

@@ -152,11 +152,6 @@ class AbstractImage(abc.ABC):
         self.close()
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that pixels are read from."""
-        return (self.path,)
-
-    @property
     @final
     def ndim(self) -> int:
         """Number of spatial axes."""
@@ -197,8 +192,7 @@ class AbstractImage(abc.ABC):
         Raises:
             MissingSpacing: the file states no pixel size.
         """
-        zero = (0.0,) * self.ndim
-        image = Box(zero, tuple(float(n) for n in self.shape), Frame.PX0)
+        image = Box((0.0,) * self.ndim, tuple(float(n) for n in self.shape), Frame.PX0)
         return um_from_px0(image, self.known_spacing_um)
 
     @property
@@ -302,7 +296,7 @@ class AbstractImage(abc.ABC):
             raise self._too_large(shape) from error
 
     def _read_at(self, box_um: Box, shape: tuple[int, ...]) -> Pixels:
-        """Do the work of `read_at`, with the same arguments; images without levels override it."""
+        """Do the work of `read_at`, with the same arguments."""
         level = self.level_for(spacing_um_from_shape(box_um.size, shape))
         box_px = px_from_um(box_um, self.known_spacing_um, self.levels[level].downsample, level)
         step = tuple(s / n for s, n in zip(box_px.size, shape, strict=True))
@@ -312,10 +306,7 @@ class AbstractImage(abc.ABC):
         return resample_from(self._source(level), _snap(box_px.origin), step, shape)
 
     def align_um(self, origin_um: Floats, spacing_um: float) -> Floats:
-        """Move corners of boxes to whole pixels of the level that has their spacing.
-
-        A shift of less than half a pixel saves resampling. Where no level has exactly this spacing,
-        the corners stay.
+        """Move corners of boxes to whole pixels of the level of their spacing, if there is one.
 
         Args:
             origin_um: corners ``(n, d)``.

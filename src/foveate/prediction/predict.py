@@ -7,8 +7,8 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from foveate.errors import (
     concerns_all_images,
     converting,
     explain_shortage,
-    find_unreadable,
     running_part,
 )
 from foveate.images.composed import ComposedImage
@@ -32,18 +31,13 @@ from foveate.loading.together import locate_glimpse
 from foveate.memory import computes_in_bf16
 from foveate.messages.display import OnProgress, within
 from foveate.methods.base import check_prediction
-from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
+from foveate.prediction.answer import Answer, AnswerOrFailure, ModelAnswer
 from foveate.prediction.options import PredictOptions
 from foveate.prediction.pictures import describe_images, list_shown, render_files
+from foveate.prediction.rest import Loaded, predict_rest
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
 from foveate.table import Case
-
-Loaded = LoadedImage | FoveateError
-"""An open image, or why it cannot be opened."""
-
-_MOST_TRIES = 16
-"""How often a patient is asked about again without images that turned out to be unreadable."""
 
 
 def predict_one(
@@ -184,7 +178,7 @@ def predict_cases(
         if isinstance(outcome, Answer):
             yield outcome
         else:
-            yield _predict_rest(case, loader, outcome, functools.partial(answer, step=step))
+            yield predict_rest(case, loader, outcome, functools.partial(answer, step=step))
 
 
 def _try_predict(
@@ -198,36 +192,6 @@ def _try_predict(
         if concerns_all_images(error):
             raise
         return error
-
-
-def _predict_rest(
-    case: Case,
-    loader: CaseLoader,
-    error: FoveateError,
-    answer: Callable[[Case, CaseLoader, Loaded], Answer | FoveateError],
-) -> AnswerOrFailure:
-    """Predict a patient from the images that can be read, where some of several cannot.
-
-    Args:
-        case: the case, which could not be predicted.
-        loader: loader with whose settings the other images are opened.
-        error: the reason.
-        answer: predicts a case that was loaded, or returns why it cannot be predicted.
-    """
-    reasons: dict[str, str] = {}
-    for _ in range(_MOST_TRIES):
-        unreadable = find_unreadable(error)
-        rest = case.without(unreadable)
-        if not unreadable or rest is None:
-            break
-        reasons |= unreadable
-        with contextlib.closing(loader.copy()) as fresh:
-            ((item,),) = fresh.ahead([[rest]])
-            outcome = answer(rest, fresh, item)
-        if isinstance(outcome, Answer):
-            return replace(outcome, left_out=reasons)
-        case, error = rest, outcome
-    return Failure(case, str(error))
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,11 @@ from foveate.table import (
 from foveate.tasks.base import AbstractTask
 
 
-def read_table(config: RunConfig, display: Display) -> CaseTable:
-    """Read the table that a config names, display notes about it, and shuffle labels on demand.
+def read_table(config: RunConfig) -> CaseTable:
+    """Read the table that a config names, shuffle labels on demand, and join patients on demand.
 
     Args:
         config: config of the run.
-        display: shows the notes.
 
     Raises:
         OptionError: a label that is to be renamed does not occur.
@@ -51,14 +50,13 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
     )
     if config.bag == "patient":
         table = _bag_by_patient(table)
-    for note in table.notes:
-        display.say(note)
     if not config.permute_labels:
         return table
     # Before the split: folds stratified by the true labels would hold uneven shares of the new
     # ones, and a fold's test part would lack what its training part has too many of.
-    display.say("labels are shuffled over patients: the scores must be those of chance")
-    return replace(table, cases=_permute_labels(table.cases, config.split.seed))
+    note = "labels are shuffled over patients: the scores must be those of chance"
+    cases = _permute_labels(table.cases, config.split.seed)
+    return replace(table, cases=cases, notes=(*table.notes, note))
 
 
 def _bag_by_patient(table: CaseTable) -> CaseTable:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate import defaults
 from foveate.batch import View
 from foveate.errors import OptionError, TrainingError
 from foveate.files.atomic import write_json
@@ -16,11 +15,12 @@ from foveate.files.run_layout import RunLayout
 from foveate.images.likeness import ImageFacts, join_facts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, OnProgress, SetAsideMessages
-from foveate.parts import find, names
+from foveate.parts import find
 from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import STORED, RunConfig, make_card, settle_encoder
+from foveate.runs.default_method import refuse_features
 from foveate.runs.division import divide_images, save_division
 from foveate.runs.fingerprint import list_files, note_inputs, save_inputs
 from foveate.runs.folder import make_quarantine_row
@@ -158,14 +158,8 @@ def _check_axes(run: NewRun, view: View, axes: int) -> None:
 
 def _check_pixels(run: NewRun, view: View) -> None:
     """Raise `OptionError` if the method needs pixels, and the images are files of features."""
-    method = run.config.method
-    if view.recipe is None or not find("methods", method).needs_pixels:
-        return
-    others = [name for name in names("methods") if not find("methods", name).needs_pixels]
-    raise OptionError(
-        f"method: '{method}' reads pixels, but the table names files of features, which hold none: "
-        f"take --method {defaults.METHOD_OF_FEATURES} (or {', '.join(others)})"
-    )
+    if view.recipe is not None:
+        refuse_features([run.config.method], "method")
 
 
 def _describe_choices(run: NewRun, view: View, scan: Scan) -> None:

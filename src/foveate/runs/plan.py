@@ -62,18 +62,23 @@ class Plan:
         return next((str(i.path) for i in images if i.image_id == image_id), "")
 
 
-def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
+def make_plan(
+    config: RunConfig, folder: Path, display: Display, table: CaseTable | None = None
+) -> Plan:
     """Read the table and make the plan; a plan that the folder already holds is read from there.
 
     Args:
         config: config of the run.
         folder: folder of the run.
         display: shows notes and progress.
+        table: the table of the config, if it has been read.
 
     Raises:
         FoveateError: whatever the user has to mend.
     """
-    table = read_table(config, display)
+    table = read_table(config) if table is None else table
+    for note in table.notes:
+        display.say(note)
     labels = [str(case.label) for case in table.cases]
     task = build_task(table.task, labels, config.task_options, str(table.label_column))
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")

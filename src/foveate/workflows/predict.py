@@ -98,8 +98,8 @@ def predict(
             )
     models = find_models(run)
     command = _Command("predict", models, out, options, display)
-    table = gather_cases(paths, replace(_rule_labels(models), needed=False))
-    table = _join_patients(table, models)
+    gathered = gather_cases(paths, replace(_rule_labels(models), needed=False))
+    table = _join_patients(gathered, models)
     if part is not None:
         return _predict_part(command, table, part)
     with _lock_output(out, display) as logged:
@@ -249,11 +249,7 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
 
 
 def _join_patients(table: CaseTable, models: Ensemble) -> CaseTable:
-    """Join the images of each patient where the models answer about patients.
-
-    Raises:
-        TableError: images of a patient have different labels.
-    """
+    """Join the images of each patient where the models answer about patients."""
     return bag_by_patient(table) if models.card.bag == "patient" else table
 
 
