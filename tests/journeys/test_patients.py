@@ -276,7 +276,7 @@ def test_files_of_features_of_a_patient_are_joined(tmp_path: Path, foveate: Comm
     table.write_text("\n".join(rows) + "\n", encoding="utf-8")
     run = tmp_path / "run"
     result = foveate("train", table, "--out", run, "--bag", "patient", "--heatmaps", 2,
-                     "--images", tmp_path / "h5")  # fmt: skip
+                     "--epochs", 2, "--images", tmp_path / "h5")  # fmt: skip
     assert result.returncode == 0, result.stderr
     for row in read_rows(run / "predictions_oof.csv"):
         for name in row["images"].split("|"):
