@@ -1,6 +1,7 @@
 """Coverage of the 95 % intervals of every task, and the level of its paired tests, in simulations.
 
     python benchmarks/coverage_tasks.py --out OUT [--draws 500] [--tasks binary survival …]
+                                        [--settings 50x1 200x5 …]
     python benchmarks/coverage_tasks.py --out OUT --markdown
 
 Cohorts of answers are drawn as rows of ``predictions.csv``, whose truth is known in closed form or
@@ -37,7 +38,7 @@ from foveate.tasks.base import AbstractTask
 COLUMNS = ("task", "patients", "folds", "score", "draws", "truth", "mean", "covered", "above",
            "below", "width", "rejected")  # fmt: skip
 KEY = ("task", "patients", "folds", "score")
-SETTINGS = ((50, 1), (200, 1), (200, 5))
+SETTINGS = {"50x1": (50, 1), "200x1": (200, 1), "200x5": (200, 5)}
 """Numbers of patients, and of folds whose models are shifted against each other."""
 MANY = 300_000
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
@@ -62,15 +63,18 @@ class Study:
         task: the task.
         draw: draws labels and signals of patients.
         answer: turns noisy signals into the numbers of answers, ``(n, columns)``.
-        truth: computes the true scores, by name.
+        truth: computes the true scores, by name, from the shifts of many answers ``(n, 1)``, or
+            from 0 for models without.
         noise: number of noisy signals of an answer.
+        shifted: which of the signals are shifted in a fold, 0 or 1 each.
     """
 
     task: AbstractTask
     draw: Callable[[np.random.Generator, int], Truth]
     answer: Callable[[Floats], Floats]
-    truth: Callable[[], Mapping[str, float]]
+    truth: Callable[[Floats | float], Mapping[str, float]]
     noise: int
+    shifted: Floats | float = 1.0
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
@@ -89,7 +93,7 @@ def make_rows(
     for _ in range(2):
         shift = SHIFT * rng.normal(size=folds)[fold] if folds > 1 else np.zeros(len(owner))
         noise = math.sqrt(0.5) * (both + _noise(rng, (len(owner), study.noise)))
-        values = study.answer(signal + noise + shift[:, None])
+        values = study.answer(signal + noise + shift[:, None] * study.shifted)
         sides.append(write_rows(study.task, values, [drawn.label[p] for p in owner], owner, fold))
     return sides[0], sides[1]
 
@@ -162,7 +166,7 @@ def _score_many(prob: Floats, target: Ints, predicted: Ints) -> dict[str, float]
 def _study_classes(k: int) -> Study:
     """Classes of unequal shares, and a model that is too sure of them."""
     shares = np.array([0.7, 0.3]) if k == 2 else np.array([0.5, 0.3, 0.2])
-    names = [f"c{c}" for c in range(k)]
+    names, last = [f"c{c}" for c in range(k)], np.eye(k)[-1]
     task = restore_task("binary" if k == 2 else "multiclass", {"classes": names}, {})
 
     def draw(rng: np.random.Generator, n: int) -> Truth:
@@ -172,16 +176,15 @@ def _study_classes(k: int) -> Study:
     def answer(x: Floats) -> Floats:
         return np.asarray(softmax(1.5 * (np.log(shares) + 1.2 * x), 1))
 
-    @functools.cache
-    def truth() -> dict[str, float]:
+    def truth(shift: Floats | float) -> dict[str, float]:
         rng = np.random.default_rng(1)
         drawn = draw(rng, MANY)
         target = np.array([int(label[1:]) for label in drawn.label])
-        prob = answer(drawn.signal + _noise(rng, (MANY, k)))
+        prob = answer(drawn.signal + _noise(rng, (MANY, k)) + shift * last)
         predicted = (prob[:, 1] >= 0.5).astype(int) if k == 2 else prob.argmax(1)
         return _score_many(prob, target, predicted)
 
-    return Study(task, draw, answer, truth, k)
+    return Study(task, draw, answer, truth, k, last)
 
 
 def _study_grades() -> Study:
@@ -202,11 +205,10 @@ def _study_grades() -> Study:
         prob = np.diff(np.column_stack([np.zeros(len(x)), below, np.ones(len(x))]))
         return np.column_stack([prob, prob @ np.arange(4)])
 
-    @functools.cache
-    def truth() -> dict[str, float]:
+    def truth(shift: Floats | float) -> dict[str, float]:
         rng = np.random.default_rng(2)
         z = rng.normal(size=MANY)
-        values = answer(z[:, None] + _noise(rng, (MANY, 1)))
+        values = answer(z[:, None] + _noise(rng, (MANY, 1)) + shift)
         prob, target = values[:, :4], grades(z)
         predicted = (np.cumsum(prob, 1) < 0.5).sum(1)
         half = MANY // 2
@@ -239,11 +241,10 @@ def _study_labels() -> Study:
     def answer(x: Floats) -> Floats:
         return np.asarray(expit(np.log(shares / (1 - shares)) + 1.2 * x - 0.72))
 
-    @functools.cache
-    def truth() -> dict[str, float]:
+    def truth(shift: Floats | float) -> dict[str, float]:
         rng = np.random.default_rng(3)
         present = targets(rng, MANY)
-        prob = answer(1.2 * present + _noise(rng, (MANY, 4)))
+        prob = answer(1.2 * present + _noise(rng, (MANY, 4)) + shift)
         last = _score_many(np.stack([1 - prob[:, 3], prob[:, 3]], 1), present[:, 3].astype(int),
                            (prob[:, 3] >= 0.5).astype(int))  # fmt: skip
         surprise = -np.log(np.where(present > 0, prob, 1 - prob))
@@ -268,12 +269,12 @@ def _study_numbers() -> Study:
         y = rng.normal(size=n)
         return Truth([f"{v:.9f}" for v in y], y[:, None])
 
-    @functools.cache
-    def truth() -> dict[str, float]:
-        # The answer is (y + e) / 2: off by (e - y) / 2, and of correlation 1 / sqrt(2).
+    def truth(shift: Floats | float) -> dict[str, float]:
+        # The answer is (y + e + s) / 2: off by (e + s - y) / 2, and of correlation 1 / sqrt(2).
+        variance = (2 + np.var(shift)) / 4
         return {
             "spearman": 6 / math.pi * math.asin(math.sqrt(0.5) / 2),
-            "mae": math.sqrt(0.5) * math.sqrt(2 / math.pi),
+            "mae": math.sqrt(variance) * math.sqrt(2 / math.pi),
             "mae_constant": math.sqrt(2 / math.pi),
         }
 
@@ -300,11 +301,10 @@ def _study_times() -> Study:
         survival = np.exp(-np.exp(0.5 * x) * np.array(horizons))
         return np.column_stack([1 - survival.mean(1), survival])
 
-    @functools.cache
-    def truth() -> dict[str, float]:
+    def truth(shift: Floats | float) -> dict[str, float]:
         rng = np.random.default_rng(4)
-        z = rng.normal(size=2 * MANY)
-        values = answer(z[:, None] + _noise(rng, (2 * MANY, 1)))
+        z = rng.normal(size=MANY)
+        values = answer(z[:, None] + _noise(rng, (MANY, 1)) + shift)
         until, censored = times(rng, z)
         return _count_pairs(values, until, censored, horizons)
 
@@ -349,13 +349,37 @@ STUDIES: dict[str, Callable[[], Study]] = {
 }
 
 
+@functools.cache
+def compute_truth(name: str, folds: int) -> dict[str, float]:
+    """Compute the true scores of a study.
+
+    Models of several folds are shifted against each other. Scores of ranks compare images of one
+    fold only, so that shifts do not change them; all other scores are those of shifted answers.
+    """
+    truth = STUDIES[name]().truth
+    plain = dict(truth(0.0))
+    if folds == 1:
+        return plain
+    shifted = truth(SHIFT * np.random.default_rng(5).normal(size=(MANY, 1)))
+    return {score: plain[score] if _ranks(score) else value for score, value in shifted.items()}
+
+
+def _ranks(score: str) -> bool:
+    """Return whether a score depends on the order of the answers alone."""
+    return score.startswith(("auroc", "auprc", "c_index", "concordance", "spearman"))
+
+
 # -- simulation -----------------------------------------------------------------------------------
 
 
 def simulate(name: str, study: Study, n: int, folds: int, draws: int) -> list[dict[str, Any]]:
     """Return a row for each score: how often it holds, and how often its test rejects."""
     rng = np.random.default_rng(zlib.crc32(repr((name, n, folds)).encode()))
-    truth, intervals, p_values = study.truth(), dict[str, list[Any]](), dict[str, list[float]]()
+    truth, intervals, p_values = (
+        compute_truth(name, folds),
+        dict[str, list[Any]](),
+        dict[str, list[float]](),
+    )
     for _ in range(draws):
         ours, theirs = make_rows(study, rng, n, folds)
         for score, limits in list_scores(study.task, ours).items():
@@ -382,17 +406,22 @@ def simulate(name: str, study: Study, n: int, folds: int, draws: int) -> list[di
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Return the table of docs/results.md."""
+    """Return the table of docs/results.md, with a column for each setting that was run."""
+    run = {(row["patients"], row["folds"]) for row in rows}
+    settings = [(n, k) for n, k in SETTINGS.values() if (str(n), str(k)) in run]
     cells = []
     for (task, score), members in group_rows(rows, lambda r: (r["task"], r["score"])).items():
-        covered = [format_figure(row["covered"]) for row in members]
-        rejected = [format_figure(row["rejected"]) for row in members if row["rejected"]]
+        row_of = {(row["patients"], row["folds"]): row for row in members}
+        ordered = [row_of.get((str(n), str(k))) for n, k in settings]
+        covered = ["–" if row is None else format_figure(row["covered"]) for row in ordered]
+        known = [row for row in ordered if row is not None and row["rejected"]]
+        rejected = [format_figure(row["rejected"]) for row in known]
         bias = mean([{"b": str(float(r["mean"]) - float(r["truth"]))} for r in members], "b")
         cells.append(
             [task, score, format_figure(members[0]["truth"]), format_figure(bias, "{:+.3f}"),
              *covered, " / ".join(rejected) or "–"]
         )  # fmt: skip
-    titles = [f"{n} patients" + (f", {folds} folds" if folds > 1 else "") for n, folds in SETTINGS]
+    titles = [f"{n} patients" + (f", {folds} folds" if folds > 1 else "") for n, folds in settings]
     return str(table(["task", "score", "truth", "bias", *titles, "test rejects"], cells))
 
 
@@ -402,11 +431,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of coverage_tasks.csv")
     parser.add_argument("--draws", type=int, default=500, help="cohorts of each setting")
     parser.add_argument("--tasks", nargs="+", default=list(STUDIES), choices=list(STUDIES))
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--markdown", action="store_true", help="print the table")
     args = parser.parse_args()
     rows = Rows(args.out / "coverage_tasks.csv", COLUMNS, KEY)
     studies = {} if args.markdown else {name: STUDIES[name]() for name in args.tasks}
-    for (n, folds), (name, study) in itertools.product(SETTINGS, studies.items()):
+    settings = [SETTINGS[name] for name in args.settings]
+    for (n, folds), (name, study) in itertools.product(settings, studies.items()):
         done = {(r["task"], r["patients"], r["folds"]) for r in rows.all()}
         if (name, str(n), str(folds)) not in done:
             for row in simulate(name, study, n, folds, args.draws):

@@ -26,6 +26,10 @@ ENCODER_BY_AXES: Final = {2: "lite0", 3: "slices"}
 """The encoder that ``auto`` stands for, by number of image axes."""
 TASK: Final = "auto"
 
+Bag = Literal["image", "patient"]
+"""Whose images answer together: one image alone, or all images of a patient."""
+BAG: Final[Bag] = "image"
+
 FOLDS: Final = 1
 SEED: Final = 0
 DEVICE: Final = "auto"

@@ -10,7 +10,7 @@ import errno
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 log = logging.getLogger("foveate")
@@ -59,6 +59,16 @@ class ImageNotFound(FoveateError, FileNotFoundError):
 
 class UnreadableImage(FoveateError, OSError):
     """A file is damaged, truncated or hostile: opening it or reading some pixels failed."""
+
+
+class UnreadableMember(UnreadableImage):
+    """Some of a patient's images cannot be read; `reasons` say why, by image id."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        first = next(iter(reasons.values()))
+        more = f" (and {len(reasons) - 1} more images of the patient)" if len(reasons) > 1 else ""
+        super().__init__(first + more)
+        self.reasons = dict(reasons)
 
 
 class UnsupportedFormat(FoveateError, ValueError):
@@ -372,6 +382,12 @@ def disk_full(error: BaseException) -> bool:
 def concerns_all_images(error: FoveateError) -> bool:
     """Return whether an error would meet the next images as well, so that a command must stop."""
     return error.stops_command or disk_full(error)
+
+
+def find_unreadable(error: BaseException) -> dict[str, str]:
+    """Return which of several images of a patient caused an error, and why; empty for others."""
+    causes = (cause for cause in _chain(error) if isinstance(cause, UnreadableMember))
+    return next((cause.reasons for cause in causes), {})
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,6 +15,7 @@ from PIL import Image
 import foveate as fv
 from foveate.files.csvtext import parse_csv
 from foveate.messages.display import Silent
+from foveate.runs import default_method, labels, plan
 from helpers.commands import Completed, assert_refused
 from helpers.feature_files import SIDE_PX0, lattice, write_clam, write_stamp, write_trident
 
@@ -169,6 +170,28 @@ def test_a_method_that_reads_pixels_is_refused(
     assert_refused(refused, "encoder: 'lite0' reads pixels, but the table names files of features")
     refused = foveate(*words, "--out", tmp_path / "c", "--view.patch-px", "224")
     assert_refused(refused, "view.patch_px: files of features have the patches that they were made")
+
+
+def test_a_comparison_names_its_own_option(
+    trident: Trained, tmp_path: Path, foveate: Command
+) -> None:
+    words = ("compare", trident.cohort.table, "--images", trident.cohort.folder)
+    refused = foveate(*words, "--out", tmp_path / "a")
+    assert_refused(refused, "methods: glimpse, downsampled read pixels", "take --methods abmil,")
+    assert not (tmp_path / "a" / "glimpse").exists(), "before the first method is trained"
+
+
+def test_the_table_is_read_once(
+    trident: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    for module in (default_method, plan):
+        monkeypatch.setattr(
+            module, "read_table", lambda config: read.append(config) or labels.read_table(config)
+        )
+    options = fv.RunOptions(images=trident.cohort.folder, heatmaps=0, epochs=1)
+    fv.train(trident.cohort.table, tmp_path / "run", options)
+    assert len(read) == 1
 
 
 def test_images_do_not_take_the_encoder_of_features(

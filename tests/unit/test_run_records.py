@@ -1,8 +1,9 @@
-"""What a run records beside its results: events for TensorBoard, and all messages in its log."""
+"""What a run records beside its results: epochs for other programs, and all messages in its log."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from foveate.files.run_layout import FoldLayout
 from foveate.messages.display import CallingDisplay, Silent
 from foveate.reports.events import write_events
+from foveate.reports.mlflow_runs import write_to_mlflow
+from foveate.reports.wandb_runs import write_to_wandb
 from foveate.runs.folder import log_into
 
 ROWS = """epoch,train_loss,val_auroc,val_loss,lr,seconds,seconds_reading,peak_memory_mib,patch_trust
@@ -61,6 +64,73 @@ def test_a_further_epoch_is_appended(tmp_path: Path) -> None:
 def test_without_epochs_there_are_no_events(tmp_path: Path) -> None:
     write_events(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+THIRD = "3,0.5,0.9,0.6,0.0001,2.0,0.2,110,0.5\n"
+
+
+def write_epochs(fold: Path, text: str = ROWS) -> None:
+    fold.mkdir(parents=True, exist_ok=True)
+    FoldLayout(fold).epochs.write_text(text, encoding="utf-8")
+
+
+def test_epochs_are_a_run_of_mlflow_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    fold = tmp_path / "it's a run" / "fold_0"
+    write_epochs(fold)
+    write_to_mlflow(fold)
+    write_epochs(fold, ROWS + THIRD)
+    write_to_mlflow(fold)  # as after a restart: the run is found again
+    write_epochs(fold.with_name("fold_1"))
+    write_to_mlflow(fold.with_name("fold_1"))
+    client = mlflow.MlflowClient((fold.parent / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("foveate")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["it's a run/fold_0", "it's a run/fold_1"]
+    (run,) = (run for run in runs if run.info.run_name.endswith("fold_0"))
+    loss = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in loss] == [(1, 0.7), (2, 0.6), (3, 0.5)]
+    auroc = client.get_metric_history(run.info.run_id, "val/auroc")
+    assert [(metric.step, metric.value) for metric in auroc] == [(1, 0.5), (3, 0.9)]
+    assert {path.name for path in tmp_path.iterdir()} == {"it's a run"}
+
+
+def test_mlflow_that_cannot_be_reached_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "file" / "below").as_uri())
+    write_epochs(tmp_path / "run" / "fold_0")
+    for _ in range(2):
+        write_to_mlflow(tmp_path / "run" / "fold_0")
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "MLflow could not write the figures of the epochs" in warning
+
+
+def test_epochs_are_a_run_of_wandb_that_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    fold = tmp_path / "run" / "fold_0"
+    write_epochs(fold)
+    write_to_wandb(fold)
+    write_epochs(fold, ROWS + THIRD)
+    write_to_wandb(fold)
+    write_epochs(fold.with_name("fold_1"))
+    write_to_wandb(fold.with_name("fold_1"))  # ends the run of the first fold
+    first, second = sorted((fold.parent / "wandb").glob("offline-run-*"), key=os.path.getmtime)
+    assert first.name.partition("-")[0] == "offline"
+    (file,) = first.glob("run-*.wandb")
+    content = file.read_bytes()
+    for word in (b"train/loss", b"val/auroc", b"method/patch_trust", b"run/fold_0"):
+        assert word in content
+    assert second != first
 
 
 class Recording(Silent):

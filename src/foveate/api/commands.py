@@ -77,8 +77,8 @@ def train(
     if table is not None:
         nested["table"] = store_table(table, out) | nested.get("table", {})
     display = as_display(on_progress)
-    settings = build_run_config(merge_config(config, nested), display)
-    result = run_experiment(settings, out, display, after_epoch=write_progress)
+    settings, read = build_run_config(merge_config(config, nested), display)
+    result = run_experiment(settings, out, display, table=read, after_epoch=write_progress)
     write_report(out)
     check_set_aside(settings, out, result.n_set_aside, result.n_images)
     return result

@@ -13,7 +13,7 @@ from foveate.files.atomic import write_bytes
 from foveate.geometry import px0_from_um
 from foveate.images.evidence import Evidence
 from foveate.prediction.answer import Answer
-from foveate.prediction.pictures import draw_file
+from foveate.prediction.pictures import draw_file, list_shown
 from foveate.prediction.predict import open_one
 from foveate.runs.models import Ensemble
 
@@ -62,7 +62,7 @@ class Explanation:
             b'PNG'
         """
         (export,) = build_exports([name]).values()
-        drawn = self.answer.files.get(export.suffix) if name in DEFAULT else None
+        drawn = self._find_drawn(export.suffix) if name in DEFAULT else None
         content = self._draw(export) if drawn is None else drawn
         if path is not None:
             write_bytes(Path(path), content)
@@ -75,7 +75,13 @@ class Explanation:
             FoveateError: the image cannot be read any more, or not be shown in this kind of file.
         """
         with open_one(self.models, self.answer.case) as opened, converting(self.path):
-            return draw_file(self.models, self.answer, opened.item.image, export)
+            (shown,) = list_shown(self.answer.case, opened.item.image, self.evidence)
+            return draw_file(self.models, self.answer, shown, export)
+
+    def _find_drawn(self, suffix: str) -> bytes | None:
+        """Return the picture of a suffix that was drawn with the answer; None without one."""
+        (image,) = self.answer.images
+        return self.answer.files.get((image.image_id, suffix))
 
     def to_geojson(self, path: Path | str | None = None) -> dict[str, Any]:
         """Return the boxes of largest weight as GeoJSON for QuPath, in level-0 pixels ``(x, y)``.
@@ -127,4 +133,4 @@ class Explanation:
         )
 
     def _repr_png_(self) -> bytes | None:
-        return self.answer.files.get(".png")
+        return self._find_drawn(".png")

@@ -36,12 +36,7 @@ from foveate.batch.types import (
 from foveate.batch.whole_image import WholeImage
 from foveate.encoders.base import AbstractEncoder
 from foveate.errors import OptionError
-from foveate.geometry import (
-    length_patch_from_um,
-    points_px_from_um,
-    points_um_from_px,
-    spacing_um_from_downsample,
-)
+from foveate.geometry import length_patch_from_um
 from foveate.images.evidence import EvidenceList, Floats
 from foveate.messages.display import OnProgress
 from foveate.nn.generators import Generators, seeded
@@ -223,7 +218,7 @@ class Batch:
         ]
 
     def _foreground(self, i: int) -> Float[Tensor, " 1 *space"] | None:
-        """Return ``(1, *space)``, 1 on the foreground of slide i's shown glimpse; else None."""
+        """Return ``(1, *space)``, 1 on the foreground of image i's shown glimpse, or None."""
         weight = foreground_weight(self.items[i], self.device)
         motions = self.changes.motions
         return weight if weight is None or motions is None else motions[i].show(weight)
@@ -241,13 +236,8 @@ class Batch:
             scale: side of the patches, in sides of the finest; they are read that much coarser.
         """
         image, side_um = self.items[i].image, self.view.patch_um * scale
-        origin_um, spacing_um = centre_um - side_um / 2, self.view.spacing_um * scale
-        corner_um = (0.0,) * image.ndim
-        level = image.levels[image.level_for((spacing_um,) * image.ndim)]
-        stored_um = spacing_um_from_downsample(image.known_spacing_um, level.downsample)
-        if image.ndim == 2 or np.allclose(stored_um, spacing_um, rtol=1e-9):
-            origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
-            origin_um = points_um_from_px(origin_px, stored_um, corner_um)
+        spacing_um = self.view.spacing_um * scale
+        origin_um = image.align_um(centre_um - side_um / 2, spacing_um)
         return Patches(origin_um, np.full(len(origin_um), side_um))
 
     def cover(self, i: int, offset_um: Sequence[float]) -> Patches:

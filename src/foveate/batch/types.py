@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, TooManyOpen, converting
 from foveate.files.identical import image_state
 from foveate.geometry import length_um_from_px, mean_spacing, points_um_from_px
+from foveate.images.composed import ComposedImage
 from foveate.images.evidence import Evidence, Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
@@ -177,11 +178,15 @@ def image_key(item: LoadedImage, view: View) -> str:
         item: the image.
         view: geometry in which it is read.
     """
-    stamp = ""
-    with contextlib.suppress(OSError):
-        size, changed_ns = image_state(item.image.path)
-        stamp = f"{size} {changed_ns}"
-    return f"{item.image_id} {item.image.path} {stamp} {view}"
+    stamps = []
+    image = item.image
+    for path in image.files if isinstance(image, ComposedImage) else (image.path,):
+        stamp = ""
+        with contextlib.suppress(OSError):
+            size, changed_ns = image_state(path)
+            stamp = f"{size} {changed_ns}"
+        stamps.append(f"{path} {stamp}")
+    return f"{item.image_id} {' '.join(stamps)} {view}"
 
 
 def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
@@ -255,15 +260,18 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
 
 
 def foreground_weight(item: LoadedImage, device: torch.device) -> Float[Tensor, " 1 *space"] | None:
-    """Return ``(1, *space)``, 1 on the foreground of a slide's glimpse; None for other images.
+    """Return ``(1, *space)``, 1 on the foreground of a glimpse; None where all of it counts.
+
+    That is so for pictures and volumes, without gaps between several of them.
 
     Args:
         item: the image.
         device: device of the result.
     """
-    if item.image.kind != "slide":
+    foreground = item.contrast > 0
+    if item.image.kind != "slide" and foreground.all():
         return None
-    return torch.from_numpy(item.contrast > 0)[None].float().to(device)
+    return torch.from_numpy(foreground)[None].float().to(device)
 
 
 def channels_last(x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c *space"]:

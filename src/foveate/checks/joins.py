@@ -89,6 +89,7 @@ def join_images(source: Path, options: CheckOptions) -> JoinedTable:
         return _join_folder(source)
     table, refusal = _read(source, options)
     findings = [*refusal, *_find_set_aside(table.set_aside), *_find_in_labels(table.cases)]
+    findings += _find_several_images(table.cases)
     findings += _convert_notes(table.notes)
     return JoinedTable(
         source,
@@ -315,6 +316,25 @@ def _find_set_aside(rows: Sequence[SetAside]) -> Iterator[CheckFinding]:
 
 def _count_rows(rows: Mapping[str, str]) -> str:
     return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+
+
+def _find_several_images(cases: Sequence[Case]) -> Iterator[CheckFinding]:
+    """Yield a note if patients have several images of one label, which may answer together."""
+    count = Counter(case.patient_id for case in cases)
+    labels = {(case.patient_id, case.label) for case in cases if case.label is not None}
+    mixed = {patient for patient, n in Counter(p for p, _ in labels).items() if n > 1}
+    numbers = [n for patient, n in count.items() if n > 1 and patient not in mixed]
+    if numbers:
+        span = str(max(numbers))
+        span = f"{min(numbers)} to {span}" if min(numbers) < max(numbers) else span
+        yield CheckFinding(
+            "note",
+            "patients",
+            "patients with several images",
+            f"{len(numbers)} of {len(count)} patients have several images ({span})",
+            "by default each image is answered; train with --bag patient for one answer for each "
+            "patient, from all images together",
+        )
 
 
 def _find_in_labels(cases: Sequence[Case]) -> Iterator[CheckFinding]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.batch import LoadedImage
-from foveate.images.covered import Cover, CoveredImage
+from foveate.images.covered import Cover, cover_image
 from foveate.images.evidence import Evidence
 from foveate.messages.display import OnProgress, within
 from foveate.prediction.answer import Answer
@@ -130,7 +130,7 @@ def _cover(opened: OpenCase, evidence: Evidence, boxes: NDArray[np.int64]) -> Lo
     item, spacing_um = opened.item, opened.loader.view.glimpse_spacing_um
     axes = item.image.ndim
     glimpse = cover.apply(item.glimpse, item.image.background, (spacing_um,) * axes, (0,) * axes)
-    return replace(item, image=CoveredImage(item.image, cover), glimpse=glimpse)
+    return replace(item, image=cover_image(item.image, cover), glimpse=glimpse)
 
 
 def _make_support(task: AbstractTask, label: str, answer: Answer) -> Callable[[Answer], float]:

@@ -35,10 +35,16 @@ def evaluate_rows(rows: Rows, task: AbstractTask) -> dict[str, Any]:
 
 def _score(rows: Rows, task: AbstractTask) -> dict[str, Any]:
     return {
-        "n_images": len({row["image_id"] for row in rows}),
+        "n_images": _count_images(rows),
         "n_patients": len({row["patient_id"] for row in rows}),
         "metrics": {name: asdict(score) for name, score in task.score(rows).items()},
     }
+
+
+def _count_images(rows: Rows) -> int:
+    """Count the images that were answered about; a row of a patient may name several."""
+    named = {row["image_id"]: row.get("images") or "" for row in rows}
+    return sum(max(1, len(images.split("|"))) for images in named.values())
 
 
 def compare_rows(rows: Rows, others: Rows, task: AbstractTask) -> dict[str, Any]:

@@ -186,6 +186,7 @@ class RunLayout(AbstractLayout):
         audit: result of ``audit``.
         report: the page.
         features: stored features, while the run goes on.
+        mlflow: figures of the epochs for MLflow, where it is installed.
     """
 
     config = _Entry("config.yaml")
@@ -208,6 +209,7 @@ class RunLayout(AbstractLayout):
     heatmaps_folder = _Entry("heatmaps")
     figures = _Entry("figures")
     features = _Entry("features")
+    mlflow = _Entry("mlruns")
     refit_folder = _Entry("refit")
 
     @property

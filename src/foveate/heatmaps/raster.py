@@ -71,7 +71,8 @@ def scale_of(evidence: Evidence) -> Scale:
     n = len(evidence)
     if not n:
         return Scale(0.0, 0.0, 0.0, 0)
-    even, heaviest = float(evidence.weight.mean()), float(evidence.weight.max())
+    even = float(evidence.weight.mean()) if evidence.even is None else evidence.even
+    heaviest = float(evidence.weight.max())
     return Scale(even, max(heaviest, min(_FULL_COLOUR, n) * even), heaviest, n)
 
 

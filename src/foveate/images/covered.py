@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.geometry import points_px_from_um, points_um_from_px, spacing_um_from_downsample
+from foveate.images.composed import ComposedImage
 from foveate.images.evidence import Floats
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels
@@ -54,6 +55,22 @@ class Cover:
             if (a < b).all():
                 covered[tuple(map(slice, a, b))] = background
         return covered
+
+
+def cover_image(image: AbstractImage, cover: Cover) -> AbstractImage:
+    """Return an image in which boxes are covered; of several images on a canvas, all of them.
+
+    Args:
+        image: the image, which stays open.
+        cover: the boxes, on the canvas where there is one.
+    """
+    if not isinstance(image, ComposedImage):
+        return CoveredImage(image, cover)
+    return image.with_images(
+        lambda slot: CoveredImage(
+            slot.image, replace(cover, origin_um=cover.origin_um - np.asarray(slot.origin_um))
+        )
+    )
 
 
 @final

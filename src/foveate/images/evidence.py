@@ -20,7 +20,8 @@ from foveate.geometry import Box, Frame
 
 Floats = NDArray[np.float64]
 
-_OPTIONAL = ("extent_um", "by_output")
+_OPTIONAL = ("extent_um", "by_output", "even")
+_NUMBERS = ("remainder", "even")
 
 _PEAK_REACH = 2.0
 """Distance in sides of a box up to which boxes count together for the peak."""
@@ -41,6 +42,8 @@ class Evidence:
         by_output: weights for each output of the model, ``(n, k)``, for methods that look at the
             image once per output; else None.
         remainder: share of the prediction that rests on the whole image and on no box, 0 to 1.
+        even: the even share of the boxes of all images of an answer, where these are the boxes of
+            one of them; else None.
 
     Raises:
         ArrayError: shapes disagree, a weight is negative, or the remainder is no share.
@@ -53,6 +56,7 @@ class Evidence:
     extent_um: Floats | None = None
     by_output: Floats | None = None
     remainder: float = 0.0
+    even: float | None = None
 
     def __post_init__(self) -> None:
         if self.extent_um is not None and self.extent_um.shape != self.origin_um.shape[1:]:
@@ -138,9 +142,8 @@ class Evidence:
     def load(path: Path) -> Evidence:
         """Read the evidence from a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            more = {name: stored[name] for name in _OPTIONAL if name in stored}
-            if "remainder" in stored:
-                more["remainder"] = float(stored["remainder"])
+            more = {name: stored[name] for name in (*_OPTIONAL, "remainder") if name in stored}
+            more |= {name: float(more[name]) for name in _NUMBERS if name in more}
             return Evidence(stored["origin_um"], stored["size_um"], stored["weight"], **more)
 
 

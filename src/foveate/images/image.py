@@ -23,6 +23,8 @@ from foveate.geometry import (
     Box,
     Frame,
     Vector,
+    points_px_from_um,
+    points_um_from_px,
     shape_from_size_um,
     size_um_from_shape,
     spacing_um_from_downsample,
@@ -181,7 +183,6 @@ class AbstractImage(abc.ABC):
         return self.levels[0].shape
 
     @property
-    @final
     def n_pixels(self) -> int:
         """Number of level-0 pixels."""
         return math.prod(self.shape)
@@ -210,8 +211,7 @@ class AbstractImage(abc.ABC):
         Raises:
             MissingSpacing: the file states no pixel size.
         """
-        zero = (0.0,) * self.ndim
-        image = Box(zero, tuple(float(n) for n in self.shape), Frame.PX0)
+        image = Box((0.0,) * self.ndim, tuple(float(n) for n in self.shape), Frame.PX0)
         return um_from_px0(image, self.known_spacing_um)
 
     @property
@@ -315,7 +315,6 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels cannot be decoded.
             ImageTooLarge: the memory does not suffice.
         """
-        self.count.add(asked_px=len(boxes_um) * math.prod(shape))
         try:
             out = np.empty((len(boxes_um), *shape, self.channels), self.dtype)
             for size_um, rows, origin_um in group_by_size(boxes_um, Frame.UM, self.ndim):
@@ -330,10 +329,29 @@ class AbstractImage(abc.ABC):
     def _read_equal(self, origin_um: Origins, size_um: Vector, out: Pixels) -> None:
         """Read boxes of one size, given their corners, into ``(m, *shape, c)``."""
         shape = out.shape[1:-1]
+        self.count.add(asked_px=len(out) * math.prod(shape))
         level = self.level_for(spacing_um_from_shape(size_um, shape))
         stored_um = spacing_um_from_downsample(self.known_spacing_um, self.levels[level].downsample)
         origin_px, step_px = place_boxes(origin_um, size_um, shape, stored_um)
         resample_boxes(self._source(level), origin_px, step_px, out)
+
+    def align_um(self, origin_um: Origins, spacing_um: float) -> Origins:
+        """Move corners of boxes to whole pixels of the level that they are read from.
+
+        A shift of less than half a stored pixel saves resampling, or lets boxes share its weights.
+        In volumes, whose voxels may be long, corners are moved only at the spacing of a level.
+
+        Args:
+            origin_um: corners ``(n, d)``.
+            spacing_um: spacing at which the boxes are read, along all axes.
+        """
+        level = self.levels[self.level_for((spacing_um,) * self.ndim)]
+        stored_um = spacing_um_from_downsample(self.known_spacing_um, level.downsample)
+        if self.ndim > 2 and not np.allclose(stored_um, spacing_um, rtol=1e-9):
+            return origin_um
+        corner_um = (0.0,) * self.ndim
+        origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
+        return points_um_from_px(origin_px, stored_um, corner_um)
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:

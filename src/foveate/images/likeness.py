@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from foveate.geometry import anisotropy, long_side, mean_spacing, size_um_from_shape
+from foveate.geometry import (
+    anisotropy,
+    long_side,
+    mean_spacing,
+    shape_from_size_um,
+    size_um_from_shape,
+)
 from foveate.images.image import AbstractImage
 from foveate.images.resample import Pixels, white_value
 from foveate.images.stored import Recipe
@@ -72,6 +78,24 @@ class ImageFacts:
     factor: float | None = None
     values: str | None = None
     patches: PatchFacts | None = None
+
+
+def join_facts(facts: Sequence[ImageFacts]) -> ImageFacts:
+    """Return the facts of several images that are read as one, as if they lay in one column.
+
+    Args:
+        facts: facts of the images, at least one.
+    """
+    first = facts[0]
+    if len(facts) == 1:
+        return first
+    sizes_um = [size_um_from_shape(fact.shape, fact.spacing_um) for fact in facts]
+    size_um = (sum(size[-2] for size in sizes_um), max(size[-1] for size in sizes_um))
+    shape = tuple(
+        shape_from_size_um([side], axis_um)[0]
+        for side, axis_um in zip(size_um, first.spacing_um, strict=True)
+    )
+    return replace(first, shape=shape)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class ReadCount:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._sum: ReadCount | None = None
         self.values: str | None = None
         self.decoded_px = self.asked_px = self.unknown_px = 0
 
@@ -35,3 +36,14 @@ class ReadCount:
             self.decoded_px += decoded_px
             self.asked_px += asked_px
             self.unknown_px += unknown_px
+        if self._sum is not None:
+            self._sum.add(decoded_px=decoded_px, asked_px=asked_px, unknown_px=unknown_px)
+
+    def join(self, total: ReadCount) -> None:
+        """Add these counts, and all later ones, to the counts of several files together.
+
+        Args:
+            total: the counts of the files together.
+        """
+        self._sum = total
+        total.add(decoded_px=self.decoded_px, asked_px=self.asked_px, unknown_px=self.unknown_px)

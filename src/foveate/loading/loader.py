@@ -21,12 +21,14 @@ from foveate.errors import (
     converting,
 )
 from foveate.images.bit_depth import StretchedImage, has_depth, used_bits
+from foveate.images.composed import ComposedImage
 from foveate.images.foreground import measure_slide_contrast
 from foveate.images.image import AbstractImage
 from foveate.images.likeness import judge_colours
 from foveate.loading.open_images import OpenImages
 from foveate.loading.scan import open_case, stated_factor
 from foveate.loading.stored_view import refuse_misfit
+from foveate.loading.together import open_together, read_together
 from foveate.memory import count_cores
 from foveate.readers import ReaderOptions
 from foveate.table import Case
@@ -97,20 +99,31 @@ class CaseLoader:
         self.threads = ThreadPoolExecutor(n_threads, thread_name_prefix="patches")
 
     def load(self, case: Case) -> LoadedImage:
-        """Return the open image of a case with its glimpse.
+        """Return the open image of a case with its glimpse; several images lie on one canvas.
 
         Raises:
+            UnreadableMember: one of several images cannot be opened or read.
             FoveateError: the image cannot be opened or read.
         """
         cached = self._glimpses.get(case.image_id)
-        image = self._images.take(case.image_id, lambda: self._open(case))
+        image = self._images.take(case.image_id, lambda: open_together(case, self.view, self._open))
         if cached is not None:
             return replace(cached, image=image)
-        loaded = self._read(case, image, self.view)
-        if case.image_id not in self.colours:
-            self.colours[case.image_id] = judge_colours(loaded.glimpse)
+        loaded = self._read_glimpses(case, image)
         self._glimpses.put(case.image_id, loaded, loaded.glimpse.nbytes + loaded.contrast.nbytes)
         return loaded
+
+    def copy(self) -> CaseLoader:
+        """Return a loader with the same settings, which keeps no images and glimpses."""
+        return CaseLoader(
+            self.view,
+            assume_spacing_um=self._assumed_um,
+            assume_for=self._assume_for,
+            readers=self._options,
+            read=self._read,
+            keep_bytes=0,
+            keep_open=0,
+        )
 
     def take_counts(self) -> dict[str, int]:
         """Return the pixels decoded and asked for since the last call, over all images.
@@ -175,7 +188,22 @@ class CaseLoader:
         except FoveateError as error:
             return error
 
+    def _read_glimpses(self, case: Case, image: AbstractImage) -> LoadedImage:
+        """Read the glimpses of the images of a case, and note their colours."""
+
+        def read(member: Case, image: AbstractImage, view: View) -> LoadedImage:
+            loaded = self._read(member, image, view)
+            if member.image_id not in self.colours:
+                self.colours[member.image_id] = judge_colours(loaded.glimpse)
+            return loaded
+
+        if isinstance(image, ComposedImage):
+            return read_together(case, image, self.view, read)
+        (member,) = case.list_images()
+        return replace(read(member, image, self.view), image_id=case.image_id)
+
     def _open(self, case: Case) -> AbstractImage:
+        """Open one image, and check that the view fits it."""
         image = open_case(
             case,
             fit=self.view.fit,

@@ -30,8 +30,23 @@ class ModelAnswer:
 
 
 @dataclass(frozen=True)
+class AnsweredImage:
+    """One of the images that an answer comes from.
+
+    Attributes:
+        image_id: id of the image.
+        spacing_um: spacing of its full resolution by axis ``(z,) y, x``, in the unit of the answer.
+        share: share of the weight of all boxes that lies in it.
+    """
+
+    image_id: str
+    spacing_um: tuple[float, ...]
+    share: float
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The common answer of several models for one image, and its cost: plain values, picklable.
+    """The common answer of several models for one case, and its cost: plain values, picklable.
 
     Attributes:
         case: row of the table.
@@ -39,7 +54,8 @@ class Answer:
         values: numbers of the answer; the mean over the models.
         logits: mean over the models.
         evidence: boxes that the answer comes from; the mean over the models.
-        spacing_um: spacing of the full resolution by axis ``(z,) y, x``, in `unit`.
+        spacing_um: spacing of the full resolution by axis ``(z,) y, x``, in `unit`; that of the
+            first image.
         unit: ``um`` or ``px``.
         decoded_px: decoded pixels of all levels; a stored tile counts with all its pixels.
         asked_px: pixels that the models received.
@@ -53,7 +69,10 @@ class Answer:
         unlike: how the image differs from those of training, in plain words; empty if it does not.
         factor: how many times larger the spacing in the table is than the one in the file; None
             where they agree.
-        files: evidence and pictures as bytes, by file suffix.
+        files: evidence and pictures as bytes, by image id and file suffix.
+        images: the images that the answer comes from.
+        left_out: by image id, why an image of the patient could not be read; the answer comes from
+            the others.
     """
 
     case: Case
@@ -72,7 +91,9 @@ class Answer:
     deviation_over_models: tuple[float, ...] | None = None
     unlike: str = ""
     factor: float | None = None
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    images: tuple[AnsweredImage, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

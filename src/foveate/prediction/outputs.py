@@ -38,7 +38,7 @@ from foveate.messages.display import Display, OnProgress, SetAsideMessages
 from foveate.prediction.answer import AnswerOrFailure, Failure
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.options import PredictOptions
-from foveate.prediction.pictures import forget_files, list_files, write_files
+from foveate.prediction.pictures import forget_files, list_files, name_case, write_files
 from foveate.prediction.predict import predict_cases
 from foveate.prediction.rows import build_row, name_columns
 from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases
@@ -62,8 +62,8 @@ class Summary:
 
     Attributes:
         task: task of the models that answered.
-        rows: rows of ``predictions.csv``, one per image.
-        failed: by image id, why an image could not be predicted.
+        rows: rows of ``predictions.csv``, one per image, or one per patient.
+        failed: by image id, why an image could not be predicted, or not be used for its patient.
         cost: sums over the images: seconds, pixels decoded and received, number of images.
         factors: by image id, how many times larger the spacing in the table is than the one in the
             file, where they differ.
@@ -88,15 +88,16 @@ class Summary:
             self.factors[case.image_id] = entry["factor"]
         for key in _COSTS:
             self.cost[key] += entry["cost"][key]
-        self.cost["n_images"] += 1
+        self.cost["n_images"] += len(entry["pictures"])
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows of ``predictions.csv`` as a data frame, with numbers as numbers."""
         import pandas as pd
 
         frame = pd.DataFrame(self.rows)
-        texts = ("image_id", "patient_id", "path", "label", "predicted", "spacing", "unlike")
-        for name in frame.columns.difference([*texts, "abstain", "in_training"]):
+        texts = ["image_id", "patient_id", "path", "images", "shares", "left_out", "label"]
+        texts += ["predicted", "spacing", "unlike", "abstain", "in_training"]
+        for name in frame.columns.difference(texts):
             frame[name] = pd.to_numeric(frame[name])
         return frame
 
@@ -270,9 +271,16 @@ def _pick_valid(
     return {
         i: entry
         for i, entry in entries.items()
-        if keys.get(i) == entry.get("of")
-        and ("failed" in entry or all(p.is_file() for p in list_files(heatmaps, entry["picture"])))
+        if keys.get(i) == entry.get("of") and ("failed" in entry or _has_files(entry, heatmaps))
     }
+
+
+def _has_files(entry: Mapping[str, Any], heatmaps: Path) -> bool:
+    """Return whether all files of an answer are there; older entries do not name them all."""
+    pictures = entry.get("pictures")
+    return pictures is not None and all(
+        path.is_file() for picture in pictures for path in list_files(heatmaps, picture)
+    )
 
 
 def _answer_all(
@@ -287,6 +295,7 @@ def _answer_all(
         keys: by image id, what the answer depends on; for all images, answered or not.
     """
     messages, n_known = SetAsideMessages(job.display.say), len(keys) - len(todo)
+    path_of = {i.image_id: str(i.path) for item in todo for i in item.case.list_images()}
 
     def show_done(done: float, _: int = 1) -> None:
         job.display.bar("predicting", n_known + done, len(keys))
@@ -296,9 +305,12 @@ def _answer_all(
         image_id = result.case.image_id
         journal.add(image_id, _make_entry(job, result) | {"of": keys[image_id]})
         if isinstance(result, Failure):
-            messages.set_aside(image_id, str(result.case.path), result.reason)
-        elif not len(result.evidence):
-            messages.once("the method gives no evidence: heatmaps will show no regions")
+            messages.set_aside(image_id, result.case.paths, result.reason)
+        else:
+            for left_out, reason in result.left_out.items():
+                messages.set_aside(left_out, path_of[left_out], reason)
+            if not len(result.evidence):
+                messages.once("the method gives no evidence: heatmaps will show no regions")
         show_done(done)
     messages.end()
 
@@ -326,8 +338,14 @@ def _make_entry(job: PredictionJob, result: AnswerOrFailure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"failed": result.reason, "factor": None}
     row, cost = build_row(result, job.models), {key: getattr(result, key) for key in _COSTS}
-    picture = write_files(result, row, job.models, job.heatmaps, job.options)
-    return {"row": row, "cost": cost, "picture": picture, "factor": result.factor}
+    pictures = write_files(result, row, job.models, job.heatmaps, job.options)
+    return {
+        "row": row,
+        "cost": cost,
+        "pictures": pictures,
+        "factor": result.factor,
+        "left_out": dict(result.left_out),
+    }
 
 
 def _write_results(
@@ -348,7 +366,8 @@ def _write_results(
         if use_in_training is not None:
             row = row | {"in_training": use_in_training.get(case.image_id, "")}
         summary.add(case, row, entry)
-        index.append(entry["picture"])
+        summary.failed |= entry["left_out"]
+        index += entry["pictures"]
     summary.cost["seconds_computing"] = summary.cost["seconds"] - summary.cost["seconds_reading"]
     columns = name_columns(job.models, summary.rows, use_in_training is not None)
     write_rows(PredictionLayout(job.folder).predictions, summary.rows, columns)
@@ -358,7 +377,9 @@ def _write_results(
 
 
 def _make_key(case: Case) -> dict[str, Any]:
-    """Return what the answer to a case depends on: its row, and size and time of its file."""
+    """Return what the answer to a case depends on: its rows, and size and time of its files."""
+    if case.images:
+        return {"images": [_make_key(image) for image in case.images]}
     key: dict[str, Any] = {
         "path": str(case.path),
         "patient": case.patient_id,
@@ -373,4 +394,4 @@ def _make_key(case: Case) -> dict[str, Any]:
 def _replace_in_index(path: Path, entries: list[dict[str, Any]], image_ids: set[str]) -> None:
     """Write new entries to the index of pictures, in place of the old ones of these images."""
     old = read_json(path) if path.is_file() else []
-    write_json(path, [entry for entry in old if entry["image_id"] not in image_ids] + entries)
+    write_json(path, [entry for entry in old if name_case(entry) not in image_ids] + entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import statistics
 import time
@@ -22,15 +23,18 @@ from foveate.errors import (
     explain_shortage,
     running_part,
 )
+from foveate.images.composed import ComposedImage
 from foveate.images.evidence import Evidence, mean_evidence
 from foveate.images.likeness import describe_unlikeness
 from foveate.loading.loader import CaseLoader, timed
+from foveate.loading.together import locate_glimpse
 from foveate.memory import computes_in_bf16
 from foveate.messages.display import OnProgress, within
 from foveate.methods.base import check_prediction
-from foveate.prediction.answer import Answer, AnswerOrFailure, Failure, ModelAnswer
+from foveate.prediction.answer import Answer, AnswerOrFailure, ModelAnswer
 from foveate.prediction.options import PredictOptions
-from foveate.prediction.pictures import render_files
+from foveate.prediction.pictures import describe_images, list_shown, render_files
+from foveate.prediction.rest import Loaded, predict_rest
 from foveate.runs.checkpoint import Model
 from foveate.runs.models import Ensemble
 from foveate.table import Case
@@ -157,24 +161,37 @@ def predict_cases(
             blame.
     """
     waits: list[float] = []
+
+    def answer(
+        case: Case, loader: CaseLoader, item: Loaded, step: OnProgress | None
+    ) -> Answer | FoveateError:
+        if isinstance(item, FoveateError):
+            return item
+        pictures = case.image_id in pictured
+        opened = OpenCase(case, item, loader, device, shuffle_layout, waits[-1], options, pictures)
+        return _try_predict(models, opened, step)
+
     loaded = timed(loader.ahead([c] for c in cases), waits.append)
     for done, (case, (item,)) in enumerate(zip(cases, loaded, strict=True)):
-        if isinstance(item, FoveateError):
-            yield Failure(case, str(item))
-            continue
-        with_pictures = case.image_id in pictured
-        opened = OpenCase(
-            case, item, loader, device, shuffle_layout, waits[-1], options, with_pictures
-        )
-        outcome: AnswerOrFailure
-        try:
-            outcome = _predict_with_all(models, opened, within(on_progress, done, len(cases)))
-        except FoveateError as error:
-            # One file that cannot be read, or is too large, must not stop the others.
-            if concerns_all_images(error):
-                raise
-            outcome = Failure(case, str(error))
-        yield outcome
+        step = within(on_progress, done, len(cases))
+        outcome = answer(case, loader, item, step)
+        if isinstance(outcome, Answer):
+            yield outcome
+        else:
+            yield predict_rest(case, loader, outcome, functools.partial(answer, step=step))
+
+
+def _try_predict(
+    models: Ensemble, opened: OpenCase, on_progress: OnProgress | None
+) -> Answer | FoveateError:
+    """Predict an open image; return an error that concerns this image alone."""
+    try:
+        return _predict_with_all(models, opened, on_progress)
+    except FoveateError as error:
+        # One file that cannot be read, or is too large, must not stop the others.
+        if concerns_all_images(error):
+            raise
+        return error
 
 
 @dataclass(frozen=True)
@@ -314,14 +331,17 @@ def _average(
     """
     case, image, n = opened.case, opened.item.image, len(answers)
     by_column = list(zip(*(a.values for a in answers), strict=True))
+    evidence = mean_evidence([a.evidence for a in answers])
+    factors, ids = opened.loader.factors, {i.image_id for i in case.list_images()}
     deviations = [a.deviation for a in answers if a.deviation is not None]
     return Answer(
         case=case,
         answers=tuple(answers),
         values=tuple(map(statistics.fmean, by_column)),
         logits=tuple(map(statistics.fmean, zip(*(a.logits for a in answers), strict=True))),
-        evidence=mean_evidence([a.evidence for a in answers]),
+        evidence=evidence,
         spacing_um=tuple(image.known_spacing_um),
+        images=describe_images(list_shown(case, image, evidence)),
         unit=image.unit,
         decoded_px=image.count.decoded_px,
         asked_px=image.count.asked_px,
@@ -333,6 +353,19 @@ def _average(
         if len(deviations) == n
         else None,
         deviation_over_models=tuple(map(statistics.stdev, by_column)) if n > 1 else None,
-        unlike=describe_unlikeness(image, opened.item.glimpse, models.trained_on),
-        factor=opened.loader.factors.get(case.image_id),
+        unlike=_describe_unlikeness(opened, models),
+        factor=next((factors[i] for i in factors.keys() & ids), None),
     )
+
+
+def _describe_unlikeness(opened: OpenCase, models: Ensemble) -> str:
+    """Describe how an image differs from those of training; of several images, which do and how."""
+    item, known = opened.item, models.trained_on
+    if not isinstance(item.image, ComposedImage):
+        return describe_unlikeness(item.image, item.glimpse, known)
+    texts = []
+    for slot in item.image.slots:
+        glimpse = item.glimpse[locate_glimpse(slot, opened.loader.view)]
+        if text := describe_unlikeness(slot.image, glimpse, known):
+            texts.append(f"{slot.image_id}: {text}")
+    return "; ".join(texts)

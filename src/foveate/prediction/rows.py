@@ -18,7 +18,10 @@ def name_columns(models: Ensemble, rows: Sequence[Mapping[str, Any]], seen: bool
         rows: rows of the table.
         seen: whether a column states the images that the models were trained on.
     """
-    columns = ["image_id", "patient_id", "path", "label", "predicted", "threshold", "spacing"]
+    columns = ["image_id", "patient_id", "path"]
+    if models.card.bag == "patient":
+        columns += ["images", "shares", "left_out"]
+    columns += ["label", "predicted", "threshold", "spacing"]
     columns += ["models", *models.task.columns]
     if len(models) > 1:
         columns += models.task.deviation_columns
@@ -39,11 +42,13 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
     row: dict[str, Any] = {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
-        "path": str(case.path),
+        "path": case.paths,
         "label": case.label or "",
         "predicted": task.predict(answer.values, point),
         "threshold": "" if threshold is None else f"{threshold:.6g}",
-        "spacing": f"{answer.spacing_um[-1]:.4g} {answer.unit}",
+        "spacing": "|".join(
+            dict.fromkeys(f"{i.spacing_um[-1]:.4g} {answer.unit}" for i in answer.images)
+        ),
         "models": len(models),
         "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
         "abstain": explain_abstention(answer, models),
@@ -53,6 +58,10 @@ def build_row(answer: Answer, models: Ensemble) -> dict[str, Any]:
         "level0_px": answer.level0_px,
         "decoded_fraction": f"{answer.decoded_px / answer.level0_px:.5f}",
     }
+    if case.images:
+        row["images"] = "|".join(image.image_id for image in answer.images)
+        row["shares"] = "|".join(f"{image.share:.4f}" for image in answer.images)
+        row["left_out"] = "|".join(case.lacking)
     row |= {key: task.write(v) for key, v in zip(task.columns, answer.values, strict=True)}
     if answer.deviation_over_models is not None:
         deviations = zip(task.deviation_columns, answer.deviation_over_models, strict=True)

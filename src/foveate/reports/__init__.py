@@ -74,9 +74,17 @@ def write_predictions(folder: Path, models: Ensemble) -> Path:
 
 
 def write_progress(run_fold: Path) -> None:
-    """Redraw the curves of a fold from its ``metrics.csv``, and write its TensorBoard events."""
-    from foveate.reports.events import write_events
-    from foveate.reports.progress import redraw
+    """Redraw the curves of a fold from its ``metrics.csv``, and write it for other programs.
 
-    redraw(Path(run_fold))
-    write_events(Path(run_fold))
+    These are TensorBoard, MLflow and W&B, as far as they are installed.
+
+    Args:
+        run_fold: folder of the fold.
+    """
+    from foveate.reports.events import write_events
+    from foveate.reports.mlflow_runs import write_to_mlflow
+    from foveate.reports.progress import redraw
+    from foveate.reports.wandb_runs import write_to_wandb
+
+    for write in (redraw, write_events, write_to_mlflow, write_to_wandb):
+        write(Path(run_fold))

@@ -57,7 +57,7 @@ def build_answers(
         heatmaps: heatmaps of the page, which images link to.
         task: task that judges the answers; None where it is not known.
     """
-    pictures = {shown.image_id: shown.png for shown in heatmaps if shown.png}
+    pictures = {shown.case: shown.png for shown in reversed(heatmaps) if shown.png}
     shown = rows[:MAX_ROWS]
     by_title: dict[str, list[Cell]] = {
         "image": [

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from foveate.parts import find, names
+from foveate.prediction.pictures import name_case
 from foveate.presentation import Verdict
 from foveate.reports.run_files import Row
 from foveate.tasks.base import AbstractTask
@@ -35,6 +36,7 @@ class ShownHeatmap:
         png: link to the picture beside the page, or None.
         links: title and link of all files of the answer.
         unlike: how the image differs from those of training, in words; empty if it does not.
+        case: id of the row of the predictions; that of the image, or of its patient.
     """
 
     image_id: str
@@ -45,6 +47,7 @@ class ShownHeatmap:
     png: str | None
     links: list[tuple[str, str]]
     unlike: str = ""
+    case: str = ""
 
 
 def list_heatmaps(
@@ -83,7 +86,7 @@ def pick_extremes(
         task: task that judges the answers.
         page_folder: folder of the page, which links are relative to.
     """
-    ranked = _rank(folder, entries, rows, task)
+    ranked = _keep_heaviest(_rank(folder, entries, rows, task))
     right = [pair for pair in ranked if pair[1].kind == "right"]
     worst = [pair for pair in ranked if pair[1].kind != "right"] or right[::-1]
     best = right or ranked[::-1]
@@ -92,17 +95,28 @@ def pick_extremes(
     return [_build_entry(folder, *pair, page_folder, inline=True) for pair in chosen]
 
 
+def _keep_heaviest(
+    ranked: Sequence[tuple[dict[str, Any], Verdict]],
+) -> list[tuple[dict[str, Any], Verdict]]:
+    """Return the first entry of each answer."""
+    first: dict[str, tuple[dict[str, Any], Verdict]] = {}
+    for entry, verdict in ranked:
+        first.setdefault(name_case(entry), (entry, verdict))
+    return list(first.values())
+
+
 def link_pictures(
     folder: Path, entries: Sequence[dict[str, Any]], page_folder: Path
 ) -> dict[str, str]:
-    """Return the links to the pictures by image id.
+    """Return the links to the pictures by image id; of a patient, to that of the heaviest image.
 
     Args:
         folder: folder of the pictures.
         entries: entries of the index.
         page_folder: folder of the page, which links are relative to.
     """
-    files = {str(entry.get("image_id")): _find_file(folder, entry.get("png")) for entry in entries}
+    ordered = sorted(entries, key=lambda entry: float(entry.get("share") or 0.0))
+    files = {name_case(entry): _find_file(folder, entry.get("png")) for entry in ordered}
     return {image: _link(path, page_folder) for image, path in files.items() if path is not None}
 
 
@@ -112,14 +126,18 @@ def _rank(
     rows: Sequence[Row],
     task: AbstractTask | None,
 ) -> list[tuple[dict[str, Any], Verdict]]:
-    """Judge the entries that have a picture, and sort them in the order of the task."""
+    """Judge the entries that have a picture, and sort them in the order of the task.
+
+    Of one answer, the image with the most weight comes first.
+    """
     row_of = {row.get("image_id", ""): row for row in rows}
     judged = [
-        (entry, _judge(task, entry, row_of.get(str(entry.get("image_id", "")), {})))
+        (entry, _judge(task, entry, row_of.get(name_case(entry), {})))
         for entry in entries
         if _find_file(folder, entry.get("png")) is not None
     ]
-    return sorted(judged, key=lambda pair: tuple(-value for value in pair[1].rank))
+    heaviest_first = sorted(judged, key=lambda pair: -float(pair[0].get("share") or 0.0))
+    return sorted(heaviest_first, key=lambda pair: tuple(-value for value in pair[1].rank))
 
 
 def _link(path: Path, page_folder: Path) -> str:
@@ -146,6 +164,7 @@ def _build_entry(
             if path is not None
         ],
         unlike=str(entry.get("unlike") or ""),
+        case=name_case(entry),
     )
 
 

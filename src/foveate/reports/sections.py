@@ -206,6 +206,8 @@ def build_main_cells(
 def count_patients(run: RunFiles) -> dict[str, Any]:
     """Count the images and patients of the parts of all folds, and those set aside."""
     owners: dict[str, str] = run.splits.get("patients") or {}
+    bags: dict[str, list[str]] = run.splits.get("images") or {i: [i] for i in owners}
+    images = {image for ids in bags.values() for image in ids}
     labels = {row["image_id"]: row.get("label", "") for row in run.predictions if "image_id" in row}
     labels |= {str(k): str(v) for k, v in (run.splits.get("labels") or {}).items()}
     early = {row.get("image_id", "") for row in run.quarantine if row.get("stage") in _BEFORE}
@@ -220,16 +222,16 @@ def count_patients(run: RunFiles) -> dict[str, Any]:
                 {
                     "fold": k + 1,
                     "part": _NAMES[part],
-                    "images": len(ids),
+                    "images": sum(len(bags.get(i, ())) for i in ids),
                     "patients": len({owners.get(i, i) for i in ids}),
                     "tally": [cell if complete else None for cell in tally.values()],
                 }
             )
     return {
-        "set_aside": len(early - set(owners)),
-        "images": len(owners),
+        "set_aside": len(early - images),
+        "images": len(images),
         "patients": len(set(owners.values())),
-        "in_table": len(set(owners) | early),
+        "in_table": len(images | early),
         "rows": rows,
         "tallied": [] if run.task is None else list(run.task.tally([])),
         "hidden": any(n is None for row in rows for n in row["tally"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
+from foveate import defaults
 from foveate.batch import View
 from foveate.batch.types import PATCH_PX, SPACING
 from foveate.errors import CheckpointError
@@ -31,6 +32,7 @@ _KEYS = (
         "trained_on",
         "readers",
         "renamed",
+        "bag",
     ),
 )
 
@@ -51,6 +53,7 @@ class ModelCard:
         trained_on: facts about the images of the run; None in models of older versions.
         readers: options that readers opened the images with, by the name of the reader.
         renamed: new name by label of the table of training; a table to evaluate is read alike.
+        bag: whether the model answers about images, or about patients from all their images.
     """
 
     method: str
@@ -66,6 +69,7 @@ class ModelCard:
     trained_on: TrainedOn | None = None
     readers: dict[str, dict[str, Any]] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    bag: defaults.Bag = defaults.BAG
 
 
 def read_card(path: Path) -> tuple[ModelCard, str]:
@@ -102,6 +106,9 @@ def read_card(path: Path) -> tuple[ModelCard, str]:
         else None,
         readers=_read_readers(fields.part("readers")) if _has(fields, "readers") else {},
         renamed=_read_renamed(fields.part("renamed")) if _has(fields, "renamed") else {},
+        bag=cast(defaults.Bag, fields.text("bag", get_args(defaults.Bag)))
+        if _has(fields, "bag")
+        else defaults.BAG,
     )
     return card, fields.text("sha256")
 

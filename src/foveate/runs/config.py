@@ -104,6 +104,7 @@ class RunConfig:
         method, encoder, task: names of parts; ``method_options`` and so on hold their options.
             Encoder ``auto`` is lite0 for pictures and slides, slices for volumes.
         reader_options: options of readers, by the reader's name.
+        bag: whether each image is answered, or each patient from all images together.
         heatmaps: number of test images that get pictures.
         export: kinds of pictures, by name (comma-separated).
         permute_labels: whether labels are shuffled over patients; scores must then be at chance.
@@ -123,6 +124,7 @@ class RunConfig:
     view: ViewOptions = field(default_factory=ViewOptions)
     split: SplitOptions = field(default_factory=SplitOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    bag: defaults.Bag = defaults.BAG
     heatmaps: int = defaults.TRAIN_HEATMAPS
     export: tuple[str, ...] = defaults.EXPORT
     permute_labels: bool = False
@@ -147,7 +149,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "split": SplitOptions,
     "train": TrainOptions,
 }
-_PLAIN = ("heatmaps", "export", "permute_labels", "refit", "max_failed")
+_PLAIN = ("bag", "heatmaps", "export", "permute_labels", "refit", "max_failed")
 STORED = "stored"
 """The encoder of files of features."""
 _PACKAGES = {"method": "methods", "encoder": "encoders", "task": "tasks"}
@@ -323,6 +325,7 @@ def make_card(
         assume_spacing_um=config.view.assume_spacing_um,
         readers=config.reader_options,
         renamed=config.table.renamed or {},
+        bag=config.bag,
     )
 
 

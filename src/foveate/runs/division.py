@@ -11,7 +11,15 @@ from foveate.errors import OptionError
 from foveate.files.run_layout import ClamSplitsLayout, RunLayout
 from foveate.runs.config import SplitOptions
 from foveate.runs.folder import write_rows
-from foveate.table import Case, Splits, join_splits, make_splits, read_stored_splits, save_splits
+from foveate.table import (
+    Case,
+    Splits,
+    gather_splits,
+    join_splits,
+    make_splits,
+    read_stored_splits,
+    save_splits,
+)
 from foveate.tasks.base import AbstractTask
 from foveate.wording import several
 
@@ -89,15 +97,19 @@ def save_division(
     """Write ``splits.json``, and the same folds as CLAM writes them, for other programs.
 
     Args:
-        division: the division.
+        division: the division of single images.
         run: layout of the run's folder.
-        cases: the images, with labels.
+        cases: the cases that hold the images, with labels.
         columns: columns of the table by role.
     """
     followed = {role: columns[role] for role in _ROLES if role in columns}
     labels = {case.image_id: str(case.label) for case in cases}
-    save_splits(division.splits, run.splits, labels=labels, columns=followed)
-    for k, fold in enumerate(division.splits.folds):
+    splits = division.splits
+    images = {c.image_id: [i.image_id for i in c.images] for c in cases if c.images}
+    if images:
+        splits = gather_splits(splits, cases)
+    save_splits(splits, run.splits, labels=labels, columns=followed, images=images)
+    for k, fold in enumerate(splits.folds):
         parts = fold.parts()
         rows = [
             {"": i} | {part: ids[i] for part, ids in parts.items() if i < len(ids)}

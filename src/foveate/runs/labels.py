@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foveate.errors import TableError
 from foveate.messages.display import Display
 from foveate.readers import is_image_folder
 from foveate.runs.config import RunConfig
@@ -16,18 +17,18 @@ from foveate.table import (
     CaseTable,
     LabelRules,
     NamedColumns,
+    bag_by_patient,
     read_cases,
     with_known_labels,
 )
 from foveate.tasks.base import AbstractTask
 
 
-def read_table(config: RunConfig, display: Display) -> CaseTable:
-    """Read the table that a config names, display notes about it, and shuffle labels on demand.
+def read_table(config: RunConfig) -> CaseTable:
+    """Read the table that a config names, shuffle labels on demand, and join patients on demand.
 
     Args:
         config: config of the run.
-        display: shows the notes.
 
     Raises:
         OptionError: a label that is to be renamed does not occur.
@@ -47,14 +48,29 @@ def read_table(config: RunConfig, display: Display) -> CaseTable:
         ),
         is_image=is_image_folder,
     )
-    for note in table.notes:
-        display.say(note)
+    if config.bag == "patient":
+        table = _bag_by_patient(table)
     if not config.permute_labels:
         return table
     # Before the split: folds stratified by the true labels would hold uneven shares of the new
     # ones, and a fold's test part would lack what its training part has too many of.
-    display.say("labels are shuffled over patients: the scores must be those of chance")
-    return replace(table, cases=_permute_labels(table.cases, config.split.seed))
+    note = "labels are shuffled over patients: the scores must be those of chance"
+    cases = _permute_labels(table.cases, config.split.seed)
+    return replace(table, cases=cases, notes=(*table.notes, note))
+
+
+def _bag_by_patient(table: CaseTable) -> CaseTable:
+    """Join the images of each patient; a table that names no patients is refused.
+
+    Raises:
+        TableError: there is no column of patients, or images of a patient have different labels.
+    """
+    if "patient_id" not in table.columns:
+        raise TableError(
+            "--bag patient needs to know the patients: name their column with --patient, or leave "
+            "--bag out"
+        )
+    return bag_by_patient(table)
 
 
 def drop_unknown_labels(table: CaseTable, task: AbstractTask, display: Display) -> CaseTable:
@@ -77,4 +93,10 @@ def _permute_labels(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
     patients = sorted(first)
     order = np.random.default_rng((seed, 17)).permutation(len(patients))
     label = {p: first[patients[i]] for p, i in zip(patients, order, strict=True)}
-    return tuple(replace(case, label=label[case.patient_id]) for case in cases)
+    return tuple(_with_label(case, label[case.patient_id]) for case in cases)
+
+
+def _with_label(case: Case, label: str) -> Case:
+    """Return a case, and its images, with another label."""
+    images = tuple(replace(image, label=label) for image in case.images)
+    return replace(case, label=label, images=images)

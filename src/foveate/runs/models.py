@@ -153,5 +153,6 @@ def _common_properties(model: Model) -> dict[str, Any]:
         "view": card.view,
         "readers": card.readers,
         "assumed spacing": card.assume_spacing_um,
+        "bag": card.bag,
         "split": card.provenance.get("split_hash"),
     }

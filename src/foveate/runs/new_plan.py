@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate import defaults
 from foveate.batch import View
 from foveate.errors import OptionError, TrainingError
 from foveate.files.atomic import write_json
 from foveate.files.run_layout import RunLayout
-from foveate.images.likeness import ImageFacts, trained_on
+from foveate.images.likeness import ImageFacts, join_facts, trained_on
 from foveate.loading.scan import Scan, choose_view, scan_cases
 from foveate.messages.display import Display, OnProgress, SetAsideMessages
-from foveate.parts import find, names
+from foveate.parts import find
 from foveate.parts.options import parse_options
 from foveate.runs.card import store_trained_on
 from foveate.runs.checkpoint import build_model
 from foveate.runs.config import STORED, RunConfig, make_card, settle_encoder
+from foveate.runs.default_method import refuse_features
 from foveate.runs.division import divide_images, save_division
 from foveate.runs.fingerprint import list_files, note_inputs, save_inputs
 from foveate.runs.folder import make_quarantine_row
 from foveate.runs.view_words import describe_bits, describe_view
-from foveate.table import CaseTable, describe_factors
+from foveate.table import Case, CaseTable, describe_factors
 from foveate.tasks.base import AbstractTask
+from foveate.wording import several
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def settle_plan(run: NewRun) -> None:
         axes = _find_axes(run, settled)
     _check_axes(run, view, axes)
     _describe_choices(run, view, scan)
-    usable = [case for case in run.table.cases if case.image_id in scan.facts]
+    cases = _keep_images(run.table.cases, scan.facts.keys())
+    _check_alike(cases, scan)
+    usable = [image for case in cases for image in case.list_images()]
     division = divide_images(config.split, run.task, usable)
     for note in division.notes:
         display.say(note)
@@ -83,9 +86,11 @@ def settle_plan(run: NewRun) -> None:
         for c in usable
         if c.image_id in division.left_out
     ]
-    usable = [case for case in usable if case.image_id not in division.left_out]
-    save_division(division, RunLayout(run.folder), usable, run.table.columns)
-    chosen = _choose_method_options(run, view, list(scan.facts.values()))
+    cases = _keep_images(cases, scan.facts.keys() - division.left_out)
+    save_division(division, RunLayout(run.folder), cases, run.table.columns)
+    usable = [image for case in cases for image in case.list_images()]
+    facts = [join_facts([scan.facts[i.image_id] for i in c.list_images()]) for c in cases]
+    chosen = _choose_method_options(run, view, facts)
     inputs = note_inputs(usable, list_files(config.encoder_options), None, show_noting(display))
     save_inputs(inputs, RunLayout(run.folder).inputs)
     content = {
@@ -95,6 +100,34 @@ def settle_plan(run: NewRun) -> None:
         "trained_on": store_trained_on(trained_on(scan.facts.values())),
     }
     write_json(RunLayout(run.folder).plan, content)
+
+
+def _keep_images(cases: Sequence[Case], image_ids: Collection[str]) -> list[Case]:
+    """Return the cases with those of their images that are named; leave out cases without any."""
+    gone = {i.image_id for case in cases for i in case.list_images()} - set(image_ids)
+    kept = (case.without(gone) for case in cases)
+    return [case for case in kept if case is not None]
+
+
+def _check_alike(cases: Sequence[Case], scan: Scan) -> None:
+    """Refuse patients whose images cannot be read together.
+
+    Raises:
+        OptionError: images of a patient differ in kind or channels, or are volumes.
+    """
+    mixed = {}
+    for case in cases:
+        facts = [scan.facts[image.image_id] for image in case.images]
+        kinds = sorted({f"{f.kind} of {f.channels} channels" for f in facts})
+        volumes = len(facts) > 1 and len(facts[0].shape) == 3
+        if len(kinds) > 1 or volumes:
+            mixed[case.patient_id] = "several volumes" if volumes else ", ".join(kinds)
+    if mixed:
+        names = several([f"'{patient}' ({found})" for patient, found in mixed.items()])
+        raise OptionError(
+            f"bag: images of {len(mixed)} patients cannot be read together: {names}. Leave such "
+            "images out of the table, name them as patients of their own, or leave --bag out"
+        )
 
 
 def show_noting(display: Display) -> OnProgress:
@@ -125,14 +158,8 @@ def _check_axes(run: NewRun, view: View, axes: int) -> None:
 
 def _check_pixels(run: NewRun, view: View) -> None:
     """Raise `OptionError` if the method needs pixels, and the images are files of features."""
-    method = run.config.method
-    if view.recipe is None or not find("methods", method).needs_pixels:
-        return
-    others = [name for name in names("methods") if not find("methods", name).needs_pixels]
-    raise OptionError(
-        f"method: '{method}' reads pixels, but the table names files of features, which hold none: "
-        f"take --method {defaults.METHOD_OF_FEATURES} (or {', '.join(others)})"
-    )
+    if view.recipe is not None:
+        refuse_features([run.config.method], "method")
 
 
 def _describe_choices(run: NewRun, view: View, scan: Scan) -> None:
@@ -167,9 +194,10 @@ def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
         TrainingError: no image can be read.
     """
     table, display = run.table, run.display
-    display.bar("opening images", 0, len(table.cases))
+    images = [image for case in table.cases for image in case.list_images()]
+    display.bar("opening images", 0, len(images))
     scan = scan_cases(
-        table.cases,
+        images,
         run.config.view,
         functools.partial(display.bar, "opening images"),
         run.config.reader_options,
@@ -179,7 +207,7 @@ def _open_all(run: NewRun) -> tuple[Scan, list[dict[str, str]]]:
     ]
     quarantine += [
         make_quarantine_row(c.image_id, c.path, "open", scan.failed[c.image_id])
-        for c in table.cases
+        for c in images
         if c.image_id in scan.failed
     ]
     SetAsideMessages(display.say).set_all_aside(quarantine)

@@ -46,6 +46,7 @@ class RunOptions(TableOptions):
         encoder: name of the encoder, or of a network of timm; ``auto`` is lite0 for pictures and
             slides and slices for volumes, with the ImageNet weights of the installation.
         task: name of the task; ``auto`` follows the labels.
+        bag: what is answered: each ``image``, or each ``patient`` from all its images together.
         folds: number of folds of cross-validation; 1 is a single hold-out.
         epochs: largest number of epochs end to end.
         seed: seed of the split and of training.
@@ -70,6 +71,7 @@ class RunOptions(TableOptions):
     method: Annotated[str, NameOf("methods")] | None = option(None, shown=defaults.METHOD)
     encoder: Annotated[str, NameOf("encoders")] | None = option(None, shown=defaults.ENCODER)
     task: Annotated[str, NameOf("tasks")] | None = option(None, shown=defaults.TASK)
+    bag: defaults.Bag | None = option(None, shown=defaults.BAG)
     folds: int | None = option(None, keys=("split.folds",), shown=defaults.FOLDS)
     epochs: int | None = option(None, keys=("train.epochs",), shown="follows the number of images")
     seed: int | None = option(None, keys=("train.seed", "split.seed"), shown=defaults.SEED)

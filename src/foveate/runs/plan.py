@@ -54,19 +54,31 @@ class Plan:
         """Return the cases of these images, in the same order."""
         return [self.cases[i] for i in image_ids]
 
+    def find_path(self, image_id: str) -> str:
+        """Return the file of an image, or the files of a case of several, as one text."""
+        if image_id in self.cases:
+            return self.cases[image_id].paths
+        images = (i for case in self.cases.values() for i in case.list_images())
+        return next((str(i.path) for i in images if i.image_id == image_id), "")
 
-def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
+
+def make_plan(
+    config: RunConfig, folder: Path, display: Display, table: CaseTable | None = None
+) -> Plan:
     """Read the table and make the plan; a plan that the folder already holds is read from there.
 
     Args:
         config: config of the run.
         folder: folder of the run.
         display: shows notes and progress.
+        table: the table of the config, if it has been read.
 
     Raises:
         FoveateError: whatever the user has to mend.
     """
-    table = read_table(config, display)
+    table = read_table(config) if table is None else table
+    for note in table.notes:
+        display.say(note)
     labels = [str(case.label) for case in table.cases]
     task = build_task(table.task, labels, config.task_options, str(table.label_column))
     name = type(task).__module__.rsplit(".", 1)[-1].rstrip("_")
@@ -84,8 +96,7 @@ def make_plan(config: RunConfig, folder: Path, display: Display) -> Plan:
         content = _read_plan(stored)
         _check_inputs(config, folder, table, _read_quarantine(content), display)
     view, quarantine = parse_view(content.part("view")), _read_quarantine(content)
-    bad = {row["image_id"] for row in quarantine}
-    cases = {c.image_id: c for c in table.cases if c.image_id not in bad}
+    cases = {case.image_id: case for case in _list_usable(table, quarantine)}
     splits = load_splits(run.splits)
     try:
         splits.check(list(cases.values()))
@@ -123,6 +134,13 @@ def _read_quarantine(fields: Fields) -> list[dict[str, str]]:
     return [{key: row.text(key, may_be_empty=key == "path") for key in keys} for row in rows]
 
 
+def _list_usable(table: CaseTable, quarantine: Sequence[dict[str, str]]) -> list[Case]:
+    """Return the cases of a table without the images that were set aside."""
+    bad = {row["image_id"] for row in quarantine}
+    cases = (case.without(bad) for case in table.cases)
+    return [case for case in cases if case is not None]
+
+
 def _check_inputs(
     config: RunConfig,
     folder: Path,
@@ -135,8 +153,7 @@ def _check_inputs(
     Raises:
         CheckpointError: an input was changed; the message names it.
     """
-    bad = {row["image_id"] for row in quarantine}
-    usable = [case for case in table.cases if case.image_id not in bad]
+    usable = [i for case in _list_usable(table, quarantine) for i in case.list_images()]
     was = load_inputs(RunLayout(folder).inputs)
     now = note_inputs(usable, list_files(config.encoder_options), was, show_noting(display))
     check_unchanged(was, now, folder)

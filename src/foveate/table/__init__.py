@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.errors import TableError
+from foveate.table.bags import bag_by_patient, gather_splits
 from foveate.table.builder import CaseBuilder
 from foveate.table.columns import NamedColumns, choose_patient, header_names, recognise
 from foveate.table.doubtful import doubt_missing, doubt_none, doubt_spellings
@@ -36,10 +37,12 @@ __all__ = [
     "NamedColumns",
     "SetAside",
     "Splits",
+    "bag_by_patient",
     "cases_from_folder",
     "check_new_names",
     "describe_factors",
     "describe_results",
+    "gather_splits",
     "is_result",
     "join_splits",
     "load_splits",

@@ -102,6 +102,7 @@ def save_splits(
     *,
     labels: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write splits as JSON, completely or not at all.
 
@@ -110,6 +111,7 @@ def save_splits(
         path: the file.
         labels: labels by image, for reports only.
         columns: columns of the table that the division follows, by role, for readers only.
+        images: ids of the images of each case, where these hold all images of a patient.
 
     Raises:
         SplitError: the splits do not pass their check.
@@ -127,6 +129,7 @@ def save_splits(
             "patients": splits.patients,
             "labels": dict(labels or {}),
             "folds": [{k: list(v) for k, v in fold.parts().items()} for fold in splits.folds],
+            **({"images": {case: list(ids) for case, ids in images.items()}} if images else {}),
         },
     )
 

@@ -40,7 +40,7 @@ def with_known_labels(table: CaseTable, task: AbstractTask) -> CaseTable:
         f"their label: {counts}; it knows {known}. Rename with {maps}"
     )
     aside = [
-        SetAside(0, case.image_id, str(case.path), f"label '{case.label}' is none of {known}")
+        SetAside(0, case.image_id, case.paths, f"label '{case.label}' is none of {known}")
         for case in excluded
     ]
     return replace(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ from foveate.tasks import AUTO
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its patient and its label.
+    """One image with its patient and its label, or all images of a patient that answer together.
 
     Attributes:
         image_id: name of the image, unique and safe as a file name.
         patient_id: name of the patient; all images of a patient lie in one part of a split.
-        path: the image's file.
+        path: the image's file; of several images, the first one's.
         label: the label as written in the table, numbers with decimal points, or None.
         spacing_um: level-0 spacing ``(y, x)`` from the table, which overrides the file's, or None.
         site: name of the place that the image comes from, where splits hold sites out; or None.
         mask: file of a mask of what decides the label, for audits, or None; it may not exist.
+        images: the images of a patient that are answered together (``--bag patient``), each as a
+            case of its own; empty for a case of one image.
+        lacking: ids of those images of the patient that cannot be read.
     """
 
     image_id: str
@@ -31,6 +34,31 @@ class Case:
     spacing_um: tuple[float, ...] | None = None
     site: str | None = None
     mask: Path | None = None
+    images: tuple[Case, ...] = ()
+    lacking: tuple[str, ...] = ()
+
+    def list_images(self) -> tuple[Case, ...]:
+        """Return the images of the case, each as a case of its own."""
+        return self.images or (self,)
+
+    @property
+    def paths(self) -> str:
+        """The files of the images as one text, separated by ``|``."""
+        return "|".join(str(image.path) for image in self.list_images())
+
+    def without(self, image_ids: Collection[str]) -> Case | None:
+        """Return the case without some of its images; None where no image is left.
+
+        Args:
+            image_ids: ids of images, of this case or of others.
+        """
+        kept = tuple(i for i in self.list_images() if i.image_id not in image_ids)
+        if not kept:
+            return None
+        if len(kept) == len(self.list_images()):
+            return self
+        gone = [i.image_id for i in self.images if i.image_id in image_ids]
+        return replace(self, path=kept[0].path, images=kept, lacking=(*self.lacking, *gone))
 
 
 @dataclass(frozen=True)

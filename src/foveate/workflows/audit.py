@@ -114,7 +114,12 @@ def _find_masks(
     Raises:
         TableError: a mask that the table names is missing, or the folder holds none.
     """
-    cases = [plan.cases[row["image_id"]] for row in rows if row["image_id"] in plan.cases]
+    cases = [
+        image
+        for row in rows
+        if row["image_id"] in plan.cases
+        for image in plan.cases[row["image_id"]].list_images()
+    ]
     if options.masks is None:
         named = {case.image_id: case.mask for case in cases if case.mask is not None}
         for image_id, path in named.items():
@@ -175,7 +180,7 @@ def _audit_images(run: Path, plan: Plan, options: AuditOptions, display: Display
         except FoveateError as error:
             if concerns_all_images(error):
                 raise
-            messages.set_aside(case.image_id, str(case.path), str(error))
+            messages.set_aside(case.image_id, case.paths, str(error))
     show(len(jobs))
     messages.end()
     return audited
@@ -266,7 +271,8 @@ def _summarise_agreements(agreements: Mapping[str, Agreement], plan: Plan) -> di
     """Return the means of the agreements with masks, with intervals over patients."""
     if not agreements:
         return None
-    patients = [plan.cases[image_id].patient_id for image_id in agreements]
+    owner = {i.image_id: c.patient_id for c in plan.cases.values() for i in c.list_images()}
+    patients = [owner[image_id] for image_id in agreements]
     values = [asdict(agreement) for agreement in agreements.values()]
     means = {key: _measure([v[key] for v in values], patients, share=True) for key in values[0]}
     return {"n": len(agreements), **means}

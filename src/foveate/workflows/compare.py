@@ -18,7 +18,9 @@ from foveate.reports import write_comparison, write_progress, write_report
 from foveate.reports.comparison import describe_comparison
 from foveate.runs.card import read_card
 from foveate.runs.config import RunConfig
+from foveate.runs.default_method import names_features, refuse_features
 from foveate.runs.folder import check_folder, model_folders, read_json, read_rows, write_rows
+from foveate.runs.labels import read_table
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.workflows.train import check_set_aside, run_experiment
@@ -59,11 +61,18 @@ def compare_methods(configs: Mapping[str, RunConfig], folder: Path, display: Dis
         raise OptionError("--methods: expected two or more methods, such as glimpse,abmil")
     _check_out(folder)
     layout, n_set_aside = ComparisonLayout(folder), 0
+    table = read_table(next(iter(configs.values())))
+    if names_features(table):
+        refuse_features([config.method for config in configs.values()], "methods")
     with lock_folder(folder):
         for k, (name, config) in enumerate(configs.items()):
             display.say(f"method {k + 1} of {len(configs)}: {name}")
             result = run_experiment(
-                config, layout.run(name).folder, display, after_epoch=write_progress
+                config,
+                layout.run(name).folder,
+                display,
+                table=table,
+                after_epoch=write_progress,
             )
             write_report(result.folder)
             check_set_aside(config, result.folder, result.n_set_aside, result.n_images)

@@ -173,7 +173,7 @@ def list_set_aside(
         if fold.failed.is_file():
             reasons |= read_json(fold.failed)
         rows += [
-            make_quarantine_row(i, plan.cases[i].path, f"fold {k}", why)
+            make_quarantine_row(i, plan.find_path(i), f"fold {k}", why)
             for i, why in reasons.items()
         ]
     if rows:
@@ -326,10 +326,15 @@ def _note_colours(trainer: Trainer, cases: Sequence[Case]) -> None:
     if card.trained_on is None or card.view.axes != 2 or not trainer.runtime.is_main:
         return
     bad = trainer.progress.quarantined
-    missing = [c for c in cases if c.image_id not in loader.colours and c.image_id not in bad]
+    ids = {case.image_id: [i.image_id for i in case.list_images()] for case in cases}
+    missing = [
+        case
+        for case in cases
+        if not loader.colours.keys() >= set(ids[case.image_id]) and case.image_id not in bad
+    ]
     for _ in loader.ahead([case] for case in missing):
         pass
-    names = {loader.colours.get(case.image_id) for case in cases} - {None}
+    names = {loader.colours.get(i) for case in cases for i in ids[case.image_id]} - {None}
     facts = replace(card.trained_on, colours=tuple(sorted(filter(None, names))))
     trainer.model = replace(trainer.model, card=replace(card, trained_on=facts))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foveate.errors import CheckpointError
 from foveate.files.run_layout import FoldLayout, HeatmapLayout, RunLayout
-from foveate.prediction.pictures import list_files
+from foveate.prediction.pictures import list_files, name_case
 from foveate.runs.folder import read_json
 
 
@@ -102,5 +102,5 @@ def _list_pictures(heatmaps: HeatmapLayout, image_ids: Collection[str]) -> Itera
     """Yield the index of pictures, and the files of these images that it names."""
     yield heatmaps.index
     for entry in read_json(heatmaps.index) if heatmaps.index.is_file() else ():
-        if entry["image_id"] in image_ids:
+        if name_case(entry) in image_ids:
             yield from list_files(heatmaps.folder, entry)

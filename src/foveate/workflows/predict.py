@@ -36,6 +36,7 @@ from foveate.table import (
     CaseTable,
     LabelRules,
     NamedColumns,
+    bag_by_patient,
     check_new_names,
     describe_factors,
     read_cases,
@@ -97,7 +98,8 @@ def predict(
             )
     models = find_models(run)
     command = _Command("predict", models, out, options, display)
-    table = gather_cases(paths, replace(_rule_labels(models), needed=False))
+    gathered = gather_cases(paths, replace(_rule_labels(models), needed=False))
+    table = _join_patients(gathered, models)
     if part is not None:
         return _predict_part(command, table, part)
     with _lock_output(out, display) as logged:
@@ -173,7 +175,7 @@ def evaluate(
     check_out(out, run)
     models = find_models(run)
     command = _Command("evaluate", models, out, options, display)
-    read = _read_labelled(path, options, models)
+    read = _join_patients(_read_labelled(path, options, models), models)
     if part is not None:
         return Evaluation({}, _predict_part(command, read, part).failed)
     with _lock_output(out, display) as logged:
@@ -244,6 +246,11 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
         return with_known_labels(cases, models.task)
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
+
+
+def _join_patients(table: CaseTable, models: Ensemble) -> CaseTable:
+    """Join the images of each patient where the models answer about patients."""
+    return bag_by_patient(table) if models.card.bag == "patient" else table
 
 
 def _rule_labels(models: Ensemble) -> LabelRules:
@@ -331,7 +338,8 @@ def _warn_of_unlike_images(summary: Summary, display: Display) -> None:
 
 def _write_set_aside(out: Path, table: CaseTable, summary: Summary) -> None:
     """Write ``quarantine.csv`` with rows and images that were set aside; delete it if none was."""
-    paths = {case.image_id: str(case.path) for case in table.cases}
+    paths = {case.image_id: case.paths for case in table.cases}
+    paths |= {i.image_id: str(i.path) for case in table.cases for i in case.list_images()}
     rows = [
         make_quarantine_row(row.image_id, row.path, "table", row.reason) for row in table.set_aside
     ] + [

@@ -38,6 +38,7 @@ from foveate.runs.folder import (
 from foveate.runs.max_failed import check_failed
 from foveate.runs.models import Ensemble
 from foveate.runs.plan import Plan, make_plan
+from foveate.table import CaseTable
 from foveate.tasks import restore_task
 from foveate.tasks.base import AbstractTask
 from foveate.wording import several
@@ -85,6 +86,7 @@ def run_experiment(
     folder: Path,
     display: Display,
     *,
+    table: CaseTable | None = None,
     after_epoch: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Train and evaluate as the config says; continue where the same command stopped.
@@ -93,6 +95,7 @@ def run_experiment(
         config: config of the run.
         folder: folder of the run.
         display: shows messages and progress.
+        table: the table of the config, if it has been read.
         after_epoch: called with the folder of the fold after each epoch.
 
     Raises:
@@ -103,13 +106,14 @@ def run_experiment(
     with lock_folder(folder):
         claim_folder(folder, config.as_dict(), dump_yaml(config))
         with log_into(folder, display) as logged:
-            return _run(config, folder, logged, after_epoch)
+            return _run(config, folder, logged, table, after_epoch)
 
 
 def _run(
     config: RunConfig,
     folder: Path,
     display: Display,
+    table: CaseTable | None,
     after_epoch: Callable[[Path], None] | None,
 ) -> RunResult:
     layout = RunLayout(folder)
@@ -117,7 +121,7 @@ def _run(
         display.say(
             f"{folder} holds this run already: finished steps are kept, and the others follow"
         )
-    plan = make_plan(config, folder, display)
+    plan = make_plan(config, folder, display, table)
     check_set_aside(config, folder, list_set_aside(folder, plan), _count_images(plan))
     _take_check(config, layout, display)
     store, processes = FeatureStore(layout.features), Processes(plan.config, folder)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from foveate.files.run_layout import RunLayout
 from foveate.messages.display import Display
 from foveate.runs.fingerprint import Inputs, file_print, load_inputs
+from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble
 from foveate.table import Case, load_splits, patient_key, patient_names
 
@@ -26,23 +27,41 @@ def find_trained_images(models: Ensemble, cases: Sequence[Case]) -> dict[str, st
         models: the models that answer.
         cases: the images that they are asked about.
     """
+    images = [image for case in cases for image in case.list_images()]
+    use_of = _find_used(models, images)
+    found = {
+        case.image_id: {use_of.get(i.image_id, "") for i in case.list_images()} for case in cases
+    }
+    return {i: use for i, uses in found.items() if (use := _pick_strongest(uses))}
+
+
+def _pick_strongest(uses: Collection[str]) -> str:
+    """Return the use of a case from those of its images; empty where none was used."""
+    return next((use for use in ("training", "validation", "patient") if use in uses), "")
+
+
+def _find_used(models: Ensemble, images: Sequence[Case]) -> dict[str, str]:
+    """Find the single images that models which answer were trained with; return use by id."""
     use_of: dict[str, str] = {}
     for model, folder in zip(models.members, models.folders, strict=False):
         root = folder.resolve().parent.parent
         splits, use = _read_use(root, model.card.provenance)
         if not use:
             continue
-        for image_id, known_id in _match_files(load_inputs(RunLayout(root).inputs), cases).items():
-            if known_id in use and use_of.get(image_id) != "training":
-                use_of[image_id] = use[known_id]
+        bags = read_json(RunLayout(root).splits).get("images") or {}
+        case_of = {image_id: case for case, ids in bags.items() for image_id in ids}
+        for image_id, known_id in _match_files(load_inputs(RunLayout(root).inputs), images).items():
+            known = case_of.get(known_id, known_id)
+            if known in use and use_of.get(image_id) != "training":
+                use_of[image_id] = use[known]
         # Without a column of patients the image id stands for the patient, and identifies nobody.
         named = {
             patient_key(name)
             for i, p in splits.items()
-            if i in use and p != i
+            if i in use and (p != i or i in bags)
             for name in patient_names(p)
         }
-        for case in cases:
+        for case in images:
             asked = {patient_key(name) for name in patient_names(case.patient_id)}
             if case.patient_id != case.image_id and asked & named:
                 use_of.setdefault(case.image_id, "patient")
