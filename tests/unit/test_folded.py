@@ -83,3 +83,23 @@ def test_copies_begin_without_folded_parts() -> None:
     assert parts._folded
     assert not copy.deepcopy(parts)._folded
     assert not pickle.loads(pickle.dumps(parts))._folded
+
+
+@pytest.mark.skipif(computes_in_tiles(), reason="nothing is folded on a CPU with matrix tiles")
+def test_parts_that_are_not_trained_are_folded_in_training(encoder: AbstractEncoder) -> None:
+    assert isinstance(encoder, Lite0Encoder)
+    trained = copy.deepcopy(encoder).train()
+    trained.maps(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+    assert sorted(trained._folded._folded) == [0, 1, 2, 3]
+    taught = [p for block in trained.blocks[3:] for p in block.parameters()]
+    assert all(p.grad is not None for p in taught)
+
+
+@pytest.mark.skipif(computes_in_tiles(), reason="nothing is folded on a CPU with matrix tiles")
+def test_gradients_reach_the_input_through_parts_that_are_not_trained(
+    encoder: AbstractEncoder,
+) -> None:
+    x = torch.randn(1, 3, 64, 64, requires_grad=True)
+    encoder.maps(x)[0].sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().max()) > 0

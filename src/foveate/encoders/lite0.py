@@ -20,6 +20,7 @@ from foveate.encoders.base import (
 )
 from foveate.errors import CheckpointError
 from foveate.memory import computes_in_tiles
+from foveate.nn.depthwise import DepthwiseConv2d
 from foveate.parts.options import Width
 from foveate.pretrained.folded import FoldedParts
 from foveate.pretrained.norms import freeze_batch_norm
@@ -81,7 +82,7 @@ class Lite0Encoder(ProjectedEncoder):
         self.stem = nn.Sequential(net.conv_stem, net.bn1)
         self.blocks = nn.ModuleList(net.blocks)
         self.last = nn.Sequential(net.conv_head, net.bn2)
-        _fix_padding(self)
+        _replace_convolutions(self)
         self.strides, self.map_dims = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
         # The receptive field of a cell is centred a stride behind its corner. The trained network's
         # response, measured by gradients and by blobs, is centred in the middle of the cell.
@@ -134,9 +135,9 @@ class Lite0Encoder(ProjectedEncoder):
     ) -> Float[Tensor, "b _c _y _x"]:
         """Run a part of the network, on a CPU in the number format that is fastest there.
 
-        Depthwise gradients in bfloat16 take a CPU twice the time of those in float32. Where no
-        gradients are computed at all, float32 with folded norms takes 0.57 to 0.78 of the time of
-        bfloat16 on a CPU without matrix tiles (``benchmarks/folded.py``, AMD EPYC).
+        Depthwise gradients in bfloat16 take a CPU twice the time of those in float32. Where a part
+        computes no gradients, float32 with folded norms takes 0.57 to 0.78 of the time of bfloat16
+        on a CPU without matrix tiles (``benchmarks/folded.py``, AMD EPYC).
         """
         if isinstance(x, fx.Proxy):  # a traced network must not depend on what is trained now
             traced: Tensor = part(x)
@@ -146,7 +147,8 @@ class Lite0Encoder(ProjectedEncoder):
         single = x.dtype in (torch.float32, torch.bfloat16) and self.mixed.linear.weight.dtype == (
             torch.float32
         )
-        if on_cpu and single and not torch.is_grad_enabled() and not computes_in_tiles():
+        has_gradient = learns or (torch.is_grad_enabled() and x.requires_grad)
+        if on_cpu and single and not has_gradient and not computes_in_tiles():
             return self._folded.run(index, part, x)
         slow = learns and on_cpu and torch.is_autocast_enabled("cpu")
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
@@ -158,11 +160,13 @@ class Lite0Encoder(ProjectedEncoder):
         return [list(part.parameters()) for part in (self.stem, *self.blocks, self.last)]
 
 
-def _fix_padding(module: nn.Module) -> None:
-    """Let all convolutions of stride 2 pad by their kernel alone, whatever the input's size."""
+def _replace_convolutions(module: nn.Module) -> None:
+    """Let strided convolutions pad by their kernel alone, and depthwise ones learn faster."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
             child.__class__ = PaddedConv2d
+        elif isinstance(child, nn.Conv2d) and child.groups > 1:
+            child.__class__ = DepthwiseConv2d
 
 
 def _imagenet(net: nn.Module) -> dict[str, Shaped[Tensor, " ..."]]:

@@ -218,8 +218,9 @@ BY_NAME: Mapping[str, Rule] = {
     "Conv2dSame": partial(convolution, padding="tensorflow"),
     "MaxPool2dSame": partial(max_pool, padding="tensorflow"),
     "PaddedConv2d": partial(convolution, padding="kernel"),
+    "DepthwiseConv2d": convolution,
 }
-"""Rules of other libraries' layers that cannot be traced through, by the name of the class."""
+"""Rules of further layers that cannot be traced through, by the name of the class."""
 
 _ARITHMETIC = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),

@@ -204,11 +204,7 @@ def train_fold(run: TrainingRun, k: int) -> None:
         )
         calibrate = functools.partial(_calibrate, trainer, val, trainer.display_of(len(train)))
         _note_colours(trainer, [*train, *val])
-        best_weights = {name: w.clone() for name, w in trainer.model.method.state_dict().items()}
-        if trainer.checkpoints.frozen.is_file():
-            _save_frozen_start(trainer, calibrate, provenance)
-            trainer.model.method.load_state_dict(best_weights)
-        _save_trained(trainer, FoldLayout(trainer.folder), provenance | calibrate())
+        _save_models(trainer, calibrate, provenance)
 
 
 def train_refit(run: TrainingRun) -> None:
@@ -339,16 +335,27 @@ def _note_colours(trainer: Trainer, cases: Sequence[Case]) -> None:
     trainer.model = replace(trainer.model, card=replace(card, trained_on=facts))
 
 
-def _save_frozen_start(
+def _save_models(
     trainer: Trainer,
     calibrate: Callable[[], dict[str, float | None]],
-    provenance: dict[str, Any],
+    provenance: Mapping[str, Any],
 ) -> None:
-    """Load the weights of the frozen start, calibrate them, and write them as a model."""
-    weights = read_tensors(trainer.checkpoints.frozen)[0]
-    trainer.model.method.load_state_dict(weights)
-    provenance = provenance | calibrate() | {"best_epoch": 0, "frozen_start": True}
-    _save_trained(trainer, FoldLayout(trainer.folder).frozen, provenance)
+    """Calibrate and write the trained model, and that of its frozen start if there was one.
+
+    Where training end to end was no improvement, both have the same weights.
+    """
+    method, fold, points = trainer.model.method, FoldLayout(trainer.folder), None
+    if trainer.checkpoints.frozen.is_file():
+        best = {name: weights.clone() for name, weights in method.state_dict().items()}
+        start = read_tensors(trainer.checkpoints.frozen)[0]
+        method.load_state_dict(start)
+        points = calibrate()
+        of_start = {"best_epoch": 0, "frozen_start": True}
+        _save_trained(trainer, fold.frozen, {**provenance, **points, **of_start})
+        method.load_state_dict(best)
+        if not all(weights.equal(start[name]) for name, weights in best.items()):
+            points = None
+    _save_trained(trainer, fold, {**provenance, **(points or calibrate())})
 
 
 def _calibrate(

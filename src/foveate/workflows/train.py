@@ -18,7 +18,8 @@ from foveate.checks.stored import read_stored_check
 from foveate.errors import TrainingError
 from foveate.evaluation.calibration import evaluate_uncalibrated
 from foveate.evaluation.scores import compare_rows, evaluate_rows
-from foveate.files.atomic import write_json
+from foveate.files.atomic import write_bytes, write_json
+from foveate.files.digest import file_sha256
 from foveate.files.lock import lock_folder
 from foveate.files.run_layout import FoldLayout, RunLayout
 from foveate.memory import peak_device_mib, peak_rss_mib
@@ -180,13 +181,20 @@ def _draw_curves(run: TrainingRun, fold: FoldLayout) -> None:
 
 
 def _predict_fold(run: TrainingRun, k: int) -> None:
-    """Predict the test part of fold k by its model, and by that of its frozen start."""
+    """Predict the test part of fold k by its model, and by that of its frozen start.
+
+    If both models have the same weights, the answers of one are those of the other.
+    """
     layout = RunLayout(run.folder)
     fold = layout.fold(k)
     n_heatmaps = -(-run.config.heatmaps // len(run.plan.splits.folds))
     summary = _predict_test(run, k, fold, layout.heatmaps_folder, n_heatmaps)
     if fold.frozen.model.is_complete:
-        _predict_test(run, k, fold.frozen, fold.frozen.heatmaps_folder, 0)
+        weights = (layout.model.weights for layout in (fold, fold.frozen))
+        if len({file_sha256(path) for path in weights}) > 1:
+            _predict_test(run, k, fold.frozen, fold.frozen.heatmaps_folder, 0)
+        else:
+            write_bytes(fold.frozen.predictions, fold.predictions.read_bytes())
     write_json(fold.cost, summary.cost)
     write_json(fold.failed, summary.failed)
 
