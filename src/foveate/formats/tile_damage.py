@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
+import numpy as np
+
 from foveate.errors import AGAIN, FoveateError, UnreadableImage, converting
 from foveate.formats.jpeg_damage import check_block
 from foveate.formats.markers import DamagedBlock
-from foveate.formats.tiff_blocks import touched_blocks
+from foveate.formats.tiff_blocks import plan_blocks
 from foveate.formats.tiff_grid import BlockGrid
 from foveate.formats.tiff_index import read_jpeg_tiles
 from foveate.images.image import Level
@@ -62,7 +64,7 @@ class TileCheck:
             return UnreadableImage(f"{path}: {place}: {damage}{AGAIN}")
 
         with converting(self._path, explain), self._path.open("rb") as file:
-            for block in touched_blocks(grid, origin_px, size_px):
+            for block, _ in plan_blocks(grid, np.array([origin_px]), size_px):
                 (offset,), (n_bytes,) = block.offsets, block.counts
                 if n_bytes and offset and offset not in self._sound:
                     file.seek(offset)

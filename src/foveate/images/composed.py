@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,13 +274,17 @@ class ComposedImage(AbstractImage):
         for slot in self.slots:
             parts: dict[tuple[tuple[int, int], ...], list[int]] = {}
             for i, corner_um in enumerate(origin_um.tolist()):
-                first = _count_centres_before(slot.begin_um, corner_um, step_um, shape)
-                end = _count_centres_before(slot.end_um, corner_um, step_um, shape)
-                if all(a < b for a, b in zip(first, end, strict=True)):
-                    parts.setdefault(tuple(zip(first, end, strict=True)), []).append(i)
+                edges = (
+                    _count_centres_before(edge_um, corner_um, step_um, shape)
+                    for edge_um in (slot.begin_um, slot.end_um)
+                )
+                part = tuple(zip(*edges, strict=True))
+                if all(first < end for first, end in part):
+                    parts.setdefault(part, []).append(i)
             for part, rows in parts.items():
                 pixels = self._read_slot(slot, origin_um[rows], step_um, part)
-                out[(rows, *(slice(*edges) for edges in part))] = pixels
+                inside: tuple[Any, ...] = tuple(slice(first, end) for first, end in part)
+                out[(np.asarray(rows), *inside)] = pixels
 
     def _read_slot(
         self,
