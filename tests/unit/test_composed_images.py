@@ -155,12 +155,11 @@ def test_boxes_in_a_gap_belong_to_no_image(images: list[PyramidImage]) -> None:
 def test_corners_are_aligned_to_the_pixels_of_their_image(images: list[PyramidImage]) -> None:
     canvas = make_canvas(*images)
     corners = np.array([np.add(slot.origin_um, (33.3, 21.8)) for slot in canvas.slots])
-    aligned = canvas.align_um(corners, 4.0)  # the coarse level of all images but the third
+    aligned = canvas.align_um(corners, 4.0)
     for i, slot in enumerate(canvas.slots):
         alone = slot.image.align_um(np.array([[33.3, 21.8]]), 4.0)
         np.testing.assert_allclose(aligned[i] - slot.origin_um, alone[0], atol=1e-9)
-    assert not np.allclose(aligned[0], corners[0])
-    np.testing.assert_allclose(aligned[2], corners[2])
+    assert (np.abs(aligned - corners).max(1) > 0.1).all()
 
 
 def test_boxes_are_covered_in_their_image(images: list[PyramidImage]) -> None:
@@ -245,7 +244,8 @@ def test_glimpse_and_foreground_are_those_of_each_picture(tmp_path: Path) -> Non
         foreground[place] = True
     assert (item.contrast[~foreground] == 0).all(), "gaps are no foreground"
     read = item.image.glimpse(PICTURES.glimpse_spacing_um)
-    np.testing.assert_array_equal(read[foreground], item.glimpse[foreground])
+    difference = read[foreground].astype(int) - item.glimpse[foreground]
+    assert np.abs(difference).max() <= 1, "the one is resampled from a larger region"
     weight = foreground_weight(item, torch.device("cpu"))
     assert weight is not None
     assert weight.sum() == foreground.sum()
