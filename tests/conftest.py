@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from foveate.messages import warn
 from foveate.methods.base import Penalty, Prediction
 from foveate.parts import add_plugin_folder
 from foveate.synthetic import CohortSpec, SlideSpec, write_cohort
-from helpers.commands import Completed, one_thread_environment
+from helpers.commands import Completed, run_child
 
 TINY = SlideSpec(
     shape_px0=(2048, 3072),
@@ -185,13 +184,6 @@ def picture_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def picture_run(picture_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train for a few seconds on the pictures of `picture_table`; returns the run folder."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    words = [sys.executable, "-m", "foveate", "train", str(picture_table), "--out", str(run)]
-    result = subprocess.run(
-        [*words, *PICTURE_RUN],
-        capture_output=True,
-        text=True,
-        env=one_thread_environment(),
-        check=False,
-    )
+    result = run_child("train", picture_table, "--out", run, *PICTURE_RUN)
     assert result.returncode == 0, result.stderr
     return run

@@ -22,7 +22,7 @@ from PIL import Image
 from conftest import SMALL_RUN
 from foveate import parts
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import Completed, assert_refused
+from helpers.commands import Completed, assert_refused, run_child
 
 Command = Callable[..., Completed]
 QUICK = (*SMALL_RUN, "--method", "downsampled", "--epochs", "1", "--heatmaps", "1")
@@ -205,8 +205,7 @@ def test_a_section_flag_before_the_table_is_parsed(
 def finished(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a short run and return its folder."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    words = [sys.executable, "-m", "foveate.cli", "train", str(tiny_cohort), "--out", str(run)]
-    subprocess.run([*words, *QUICK], check=True, capture_output=True)
+    run_child("train", tiny_cohort, "--out", run, *QUICK).check_returncode()
     return run
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import torch
 
 from conftest import SMALL_RUN
 from foveate.runs.folder import read_rows
-from helpers.commands import Completed, one_thread_environment
+from helpers.commands import Completed, run_child
 
 Command = Callable[..., Completed]
 LABELS = ("benign", "malignant")
@@ -58,8 +56,7 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, (name, _) in enumerate(ROWS):
         write_slide(folder / name, i)
     write_table(folder / "labels.csv", ROWS)
-    words = [sys.executable, "-m", "foveate.cli", "train", "labels.csv", "--out", "run", *WORDS]
-    subprocess.run(words, check=True, capture_output=True, cwd=folder, env=one_thread_environment())
+    run_child("train", "labels.csv", "--out", "run", *WORDS, cwd=folder).check_returncode()
     return folder
 
 

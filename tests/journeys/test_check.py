@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ import tifffile
 from PIL import Image, ImageFilter
 
 import foveate as fv
-from helpers.commands import Completed, command_words, one_thread_environment
+from helpers.commands import Child, Completed
 
 Command = Callable[..., Completed]
 
@@ -315,17 +313,14 @@ def test_the_known_confounds_of_real_sets_are_shouted_first(
 
 def test_a_killed_check_continues_and_ends_with_the_same_files(clean: Path, tmp_path: Path) -> None:
     fv.check(clean, tmp_path / "whole")
-    words = command_words("check", clean, "--out", tmp_path / "killed", "--workers", 1)
-    with subprocess.Popen(
-        words, env=one_thread_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as process:
-        journal = tmp_path / "killed" / "check.jsonl"
-        end = time.monotonic() + 300
-        while time.monotonic() < end:
-            if journal.is_file() and journal.read_bytes().count(b"\n") > 4:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    process = Child("check", clean, "--out", tmp_path / "killed", "--workers", 1)
+    journal = tmp_path / "killed" / "check.jsonl"
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        if journal.is_file() and journal.read_bytes().count(b"\n") > 4:
+            break
+        time.sleep(0.02)
+    process.kill()
     n_known = journal.read_bytes().count(b'"key"')
     assert 0 < n_known < 24
     result = fv.check(clean, tmp_path / "killed")

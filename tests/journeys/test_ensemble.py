@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +20,7 @@ from foveate.images.evidence import Evidence, mean_evidence
 from foveate.runs.checkpoint import load_model, save_model
 from foveate.runs.folder import read_json, read_rows
 from foveate.runs.models import Ensemble, find_models
-from helpers.commands import Completed, one_thread_environment, read_refusal
+from helpers.commands import Child, Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
 THREE = (
@@ -41,10 +39,7 @@ pytestmark = pytest.mark.slow
 def trained(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a run of three folds and return its folder."""
     run = tmp_path_factory.mktemp("ensemble") / "run"
-    words = [sys.executable, "-m", "foveate.cli", "train", str(tiny_cohort), "--out", str(run)]
-    result = subprocess.run(
-        [*words, *THREE], capture_output=True, text=True, env=one_thread_environment()
-    )
+    result = run_child("train", tiny_cohort, "--out", run, *THREE)
     assert result.returncode == 0, result.stderr
     return run
 
@@ -286,17 +281,11 @@ def test_refit_can_be_added_later_and_predicts_alone(
 
 def kill_during_refit(run: Path) -> None:
     """Resume a run and kill it once its refit has written the first checkpoint."""
-    words = ("train", "--config", str(run / "config.yaml"), "--out", str(run))
-    with subprocess.Popen(
-        [sys.executable, "-m", "foveate.cli", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=one_thread_environment(),
-    ) as child:
-        until = time.monotonic() + 120
-        while not (run / "refit" / "checkpoints" / "latest.safetensors").is_file():
-            assert child.poll() is None, "it ended before"
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        child.kill()
+    child = Child("train", "--config", run / "config.yaml", "--out", run)
+    until = time.monotonic() + 120
+    while not (run / "refit" / "checkpoints" / "latest.safetensors").is_file():
+        assert child.poll() is None, "it ended before"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    child.kill()
     assert not (run / "refit" / "model" / "model.json").is_file()

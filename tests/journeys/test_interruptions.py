@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,7 @@ import pytest
 from conftest import PICTURE_RUN, picture
 from foveate.files.lock import NAME
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import (
-    Completed,
-    command_words,
-    one_thread_environment,
-    read_refusal,
-    run_child,
-)
+from helpers.commands import Child, Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
 SECONDS = 300.0
@@ -50,21 +43,7 @@ def undisturbed(
     return out
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    def heed_interruptions() -> None:  # a shell's background jobs ignore them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command_words(*words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=one_thread_environment(),
-        preexec_fn=heed_interruptions,
-    )
-
-
-def wait_for(process: subprocess.Popen[str], path: Path, n_lines: int) -> None:
+def wait_for(process: Child, path: Path, n_lines: int) -> None:
     until = time.monotonic() + SECONDS
     while not (path.is_file() and path.read_bytes().count(b"\n") >= n_lines):
         assert time.monotonic() < until
@@ -72,7 +51,7 @@ def wait_for(process: subprocess.Popen[str], path: Path, n_lines: int) -> None:
         time.sleep(0.002)
 
 
-def interrupt(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
+def interrupt(process: Child, *signals: signal.Signals) -> str:
     """Send signals a moment apart, and return what the command printed to standard error."""
     for number in signals:
         process.send_signal(number)
@@ -117,7 +96,7 @@ def test_an_interrupted_evaluation_ends_in_order_and_continues(
     signals: tuple[signal.Signals, ...],
 ) -> None:
     words = ("evaluate", picture_run, labelled, "--out", tmp_path / "out")
-    process = start(*words)
+    process = Child(*words)
     wait_for(process, tmp_path / "out" / "answers.jsonl", 3)
     assert_in_order(interrupt(process, *signals), tmp_path / "out")
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -132,7 +111,7 @@ def test_workers_end_with_an_interrupted_prediction(
     labelled: Path, picture_run: Path, tmp_path: Path
 ) -> None:
     words = ("predict", picture_run, labelled, "--out", tmp_path / "out", "--workers", "2")
-    process = start(*words)
+    process = Child(*words)
     wait_for(process, tmp_path / "out" / "answers.jsonl", 3)
     assert_in_order(interrupt(process, signal.SIGTERM), tmp_path / "out")
 
@@ -141,7 +120,7 @@ def test_a_training_ends_in_order_on_sigterm(
     picture_table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     words = ("train", picture_table, "--out", tmp_path / "run", *PICTURE_RUN)
-    process = start(*words)
+    process = Child(*words)
     wait_for(process, tmp_path / "run" / "splits.json", 1)
     assert_in_order(interrupt(process, signal.SIGTERM, signal.SIGTERM), tmp_path / "run")
     result = foveate(*words)
@@ -154,7 +133,7 @@ def test_an_evaluation_that_was_killed_gives_the_same_table(
     labelled: Path, picture_run: Path, undisturbed: Path, tmp_path: Path, foveate: Command
 ) -> None:
     words = ("evaluate", picture_run, labelled, "--out", tmp_path / "out")
-    process = start(*words)
+    process = Child(*words)
     wait_for(process, tmp_path / "out" / "answers.jsonl", N_IMAGES // 2)
     process.kill()
     process.communicate()

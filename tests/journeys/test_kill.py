@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors.torch import load_file
 
 from conftest import SMALL_RUN
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import one_thread_environment
+from helpers.commands import Child
 
 SECONDS = 120.0
 OPTIONS = (
@@ -61,18 +59,8 @@ STAGES: tuple[tuple[Stage, float], ...] = (
 """Ten stages in the order of a run, each with the longest delay of its kill in seconds."""
 
 
-def start(table: Path, run: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "foveate.cli", "train", str(table), "--out", str(run), *OPTIONS]
-    pipe = subprocess.PIPE
-    # A shell's background jobs ignore interruptions, and so would the children of such a test run.
-    return subprocess.Popen(
-        words,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        env=one_thread_environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def start(table: Path, run: Path) -> Child:
+    return Child("train", table, "--out", run, *OPTIONS)
 
 
 def finish(table: Path, run: Path) -> None:
@@ -81,7 +69,7 @@ def finish(table: Path, run: Path) -> None:
     assert child.returncode == 0, err
 
 
-def wait_for_stage(child: subprocess.Popen[str], run: Path, stage: Stage) -> bool:
+def wait_for_stage(child: Child, run: Path, stage: Stage) -> bool:
     """Wait until a run reaches a stage; returns False if it ended earlier."""
     until = time.monotonic() + SECONDS
     while not stage[1](run):
@@ -92,7 +80,7 @@ def wait_for_stage(child: subprocess.Popen[str], run: Path, stage: Stage) -> boo
     return True
 
 
-def stop(child: subprocess.Popen[str], how: int) -> tuple[int, str]:
+def stop(child: Child, how: int) -> tuple[int, str]:
     child.send_signal(how)
     _, err = child.communicate(timeout=SECONDS)
     return child.returncode, err

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from conftest import PICTURE_RUN
 from foveate.runs.folder import read_rows
-from helpers.commands import MAX_SECONDS, command_words, one_thread_environment
+from helpers.commands import MAX_SECONDS, Child
 
 OPTIONS = tuple(word for word in PICTURE_RUN if word not in ("--method", "mil_mean"))
 COMMANDS: dict[str, tuple[object, ...]] = {
@@ -48,34 +48,24 @@ _NOT_COMPARED = {".png", ".svg", ".html", ".txt", ".jsonl", ".foveate"}
 compared."""
 
 
-def start(words: tuple[object, ...], folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command_words(*words),
-        cwd=folder,
-        env=one_thread_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
 def finish(words: tuple[object, ...], folder: Path) -> float:
     """Run a command to its end; return the seconds that it took."""
     begun = time.monotonic()
-    child = start(words, folder)
+    child = Child(*words, cwd=folder)
     _, err = child.communicate(timeout=MAX_SECONDS)
-    assert child.returncode in (0, 2), err.decode()
+    assert child.returncode in (0, 2), err
     return time.monotonic() - begun
 
 
 def kill_at(words: tuple[object, ...], folder: Path, seconds: float) -> bool:
     """Kill a command after some seconds; return whether it was still running."""
-    child = start(words, folder)
+    child = Child(*words, cwd=folder)
     try:
         child.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGKILL)
     _, err = child.communicate(timeout=MAX_SECONDS)
-    assert child.returncode in (-signal.SIGKILL, 0, 2), err.decode()
+    assert child.returncode in (-signal.SIGKILL, 0, 2), err
     return child.returncode == -signal.SIGKILL
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import Completed, one_thread_environment
+from helpers.commands import Completed, one_thread_environment, run_child
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -203,15 +203,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_foveate(place: Path, *words: object) -> Completed:
-    command = [sys.executable, "-m", "foveate.cli", *map(str, words)]
-    return subprocess.run(
-        [*command, "--plugins", str(place / "plug-ins")],
-        capture_output=True,
-        text=True,
-        env=one_thread_environment(),
-        timeout=120,
-        check=False,
-    )
+    return run_child(*words, "--plugins", place / "plug-ins")
 
 
 SMALL = (
@@ -290,14 +282,7 @@ def test_a_run_with_plug_ins_predicts_and_draws(place: Path, run: Path) -> None:
 
 def test_a_model_without_its_plug_ins_names_them(place: Path, run: Path) -> None:
     words = ("predict", run, place / "images" / "i03.raw", "--out", place / "nothing")
-    result = subprocess.run(
-        [sys.executable, "-m", "foveate.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=one_thread_environment(),
-        timeout=120,
-        check=False,
-    )
+    result = run_child(*words)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {run / 'fold_0' / 'model' / 'model.json'}: no task")
     assert "no task 'doubted'." in result.stderr

@@ -9,7 +9,6 @@ import random
 import re
 import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,7 @@ from conftest import PICTURE_RUN, picture
 from foveate import parts as registry
 from foveate.files.lock import NAME, lock_folder
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import (
-    Completed,
-    command_words,
-    one_thread_environment,
-    read_refusal,
-    run_child,
-)
+from helpers.commands import Child, Completed, read_refusal, run_child
 
 Command = Callable[..., Completed]
 SECONDS = 120.0
@@ -70,15 +63,10 @@ def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     assert run_child("predict", picture_run, images, "--out", undisturbed).returncode == 2
     rng = random.Random(0)
     for n_lines in (1, 5, 10):
-        with subprocess.Popen(
-            command_words("predict", picture_run, images, "--out", out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=one_thread_environment(),
-        ) as process:
-            wait_for_lines(process, out / "answers.jsonl", n_lines + 1)
-            time.sleep(rng.uniform(0, 0.3))
-            process.kill()
+        process = Child("predict", picture_run, images, "--out", out)
+        wait_for_lines(process, out / "answers.jsonl", n_lines + 1)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
     assert (out / NAME).exists(), "what a killed process held does not stop the next one"
     result = run_child("predict", picture_run, images, "--out", out)
     assert result.returncode == 2, result.stderr
@@ -99,7 +87,7 @@ def test_three_kills_change_nothing(picture_run: Path, tmp_path: Path) -> None:
     assert row["image_id"] == "N03"
 
 
-def wait_for_lines(process: subprocess.Popen[bytes], path: Path, n: int) -> None:
+def wait_for_lines(process: Child, path: Path, n: int) -> None:
     until = time.monotonic() + SECONDS
     while not (path.is_file() and path.read_bytes().count(b"\n") >= n):
         assert time.monotonic() < until
@@ -216,17 +204,7 @@ def test_one_process_locks_a_folder(
 @pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(picture_run: Path, tmp_path: Path) -> None:
     images, out = new_images(tmp_path / "in"), tmp_path / "out"
-    pipe = subprocess.PIPE
-    both = [
-        subprocess.Popen(
-            command_words("predict", picture_run, images, "--out", out),
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            env=one_thread_environment(),
-        )
-        for _ in range(2)
-    ]
+    both = [Child("predict", picture_run, images, "--out", out) for _ in range(2)]
     outputs = [process.communicate(timeout=SECONDS)[1] for process in both]
     assert {process.returncode for process in both} <= {0, 1}, outputs
     assert any(process.returncode == 0 for process in both), outputs

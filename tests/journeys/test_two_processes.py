@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import one_thread_environment
+from helpers.commands import Child, run_child
 
 SECONDS = 900.0
 OPTIONS = (
@@ -28,12 +25,8 @@ OPTIONS = (
 LATEST = "fold_0/checkpoints/latest.safetensors"
 
 
-def start(table: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "foveate", "train", str(table), "--out", str(run), *OPTIONS]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*words, *more], stdout=pipe, stderr=pipe, text=True, env=one_thread_environment()
-    )
+def start(table: Path, run: Path, *more: str) -> Child:
+    return Child("train", table, "--out", run, *OPTIONS, *more)
 
 
 def finish(table: Path, run: Path, *more: str) -> str:
@@ -50,7 +43,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def process_ids(child: subprocess.Popen[str]) -> list[psutil.Process]:
+def process_ids(child: Child) -> list[psutil.Process]:
     first = psutil.Process(child.pid)
     return [first, *first.children(recursive=True)]
 
@@ -112,14 +105,7 @@ def test_two_processes_train_the_same_model_as_one_and_survive_kills(
 def test_too_many_devices_are_refused(tiny_cohort: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    words = [sys.executable, "-m", "foveate", "train", str(tiny_cohort), "--out"]
-    result = subprocess.run(
-        [*words, str(tmp_path / "run"), *OPTIONS, "--devices", "2", "--train.device", "cuda"],
-        capture_output=True,
-        text=True,
-        env=os.environ | one_thread_environment(),
-        timeout=SECONDS,
-        check=False,
-    )
+    words = ("train", tiny_cohort, "--out", tmp_path / "run", *OPTIONS)
+    result = run_child(*words, "--devices", "2", "--train.device", "cuda")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: train.device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ import pytest
 from conftest import picture
 from foveate.files.lock import lock_folder
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import Completed, command_words, one_thread_environment, run_child
+from helpers.commands import Child, Completed, run_child
 
 Command = Callable[..., Completed]
 SECONDS = 600.0
@@ -100,13 +99,7 @@ def test_job_array_parts_write_the_same_table(
     words = ("predict", picture_run, images, "--out", out, "--heatmaps", 2)
     environment = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1"}
     both = [
-        subprocess.Popen(
-            command_words(*words, "--part", "array"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=one_thread_environment() | environment | {"SLURM_ARRAY_TASK_ID": str(task)},
-        )
+        Child(*words, "--part", "array", env=environment | {"SLURM_ARRAY_TASK_ID": str(task)})
         for task in range(2)
     ]
     outputs = [process.communicate(timeout=SECONDS) for process in both]
@@ -148,7 +141,7 @@ def test_a_part_and_a_full_command_exclude_each_other(
 # -- killed workers -------------------------------------------------------------------------------
 
 
-def workers_of(process: subprocess.Popen[bytes], ray: bool) -> list[psutil.Process]:
+def workers_of(process: Child, ray: bool) -> list[psutil.Process]:
     workers = []
     for one in psutil.Process(process.pid).children(recursive=True):
         words = one.cmdline()
@@ -168,20 +161,15 @@ def test_a_killed_worker_does_not_change_the_table(
     words: Sequence[object], picture_run: Path, images: Path, threads: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen(
-        command_words("predict", picture_run, images, "--heatmaps", 2, "--out", out, *words),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=one_thread_environment(),
-    ) as process:
-        victims = kill_one(process, out, ray="--ray" in words)
-        _, errors = process.communicate(timeout=SECONDS)
+    process = Child("predict", picture_run, images, "--heatmaps", 2, "--out", out, *words)
+    victims = kill_one(process, out, ray="--ray" in words)
+    _, errors = process.communicate(timeout=SECONDS)
     assert victims, "a worker was killed in the middle"
     assert process.returncode == 2, errors
     assert_same(out, threads)
 
 
-def kill_one(process: subprocess.Popen[bytes], out: Path, *, ray: bool) -> int:
+def kill_one(process: Child, out: Path, *, ray: bool) -> int:
     """Kill one worker after a few predictions; returns how many were killed."""
     until = time.monotonic() + SECONDS
     while time.monotonic() < until and process.poll() is None:
@@ -200,14 +188,12 @@ def test_the_workers_of_a_killed_command_end(
 ) -> None:
     out = tmp_path / "out"
     words = ("predict", picture_run, images, "--heatmaps", 2, "--out", out, "--workers", 2)
-    with subprocess.Popen(
-        command_words(*words), stderr=subprocess.DEVNULL, env=one_thread_environment()
-    ) as process:
-        while not (out / "answers.jsonl").is_file() or len(read_keys(out)) < 2:
-            assert process.poll() is None
-            time.sleep(0.02)
-        workers = workers_of(process, ray=False)
-        process.kill()
+    process = Child(*words)
+    while not (out / "answers.jsonl").is_file() or len(read_keys(out)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = workers_of(process, ray=False)
+    process.kill()
     assert len(workers) == 2
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
