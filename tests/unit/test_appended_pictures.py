@@ -15,6 +15,7 @@ from foveate.readers import open_image
 from helpers.images import read_whole
 from unit.test_several_pictures import frames, written
 
+KINDS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 BEHIND = "stands behind the end of the first"
 
 
@@ -42,6 +43,13 @@ def read(path: Path) -> np.ndarray:
         ("JPEG", "PNG", {}),
         ("PNG", "PNG", {}),
         ("PNG", "JPEG", {}),
+        ("BMP", "BMP", {}),
+        ("BMP", "JPEG", {}),
+        ("GIF", "GIF", {}),
+        ("GIF", "WEBP", {}),
+        ("WEBP", "WEBP", {}),
+        ("WEBP", "BMP", {}),
+        ("PNG", "GIF", {}),
         ("TIFF", "TIFF", {}),
         ("TIFF", "TIFF", {"tile": (16, 16)}),
         ("TIFF", "TIFF", {"byteorder": ">"}),
@@ -61,7 +69,7 @@ def test_another_picture_behind_the_first_is_refused(
     assert read(path).shape == (64, 64, 3), "a copy of the first picture changes nothing"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "tail", [b"\0" * 5000, b"II*\0", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"note " * 300]
 )
@@ -73,7 +81,7 @@ def test_other_bytes_behind_a_picture_are_ignored(tmp_path: Path, kind: str, tai
     np.testing.assert_array_equal(read(path), read(plain))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_small_preview_behind_a_picture_is_ignored(tmp_path: Path, kind: str) -> None:
     one, preview = frames(64, 32)
     (tmp_path / "a.img").write_bytes(encode(one, kind) + encode(preview, kind))

@@ -75,7 +75,9 @@ def test_one_cell_of_several_labels_does_not_change_the_task() -> None:
 
 
 def test_a_word_for_none_beside_labels_is_refused() -> None:
-    with pytest.raises(TableError, match="holds 'none' beside another label and alone"):
+    with pytest.raises(
+        TableError, match=r"'none' beside another label, here in 'a.none', and alone"
+    ):
         build_task("multilabel", ["a|none", "none", "b", "a|b"], {}, "y")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def read_lists(folder: Path, labels: list[str] = LISTS, **rules: object) -> list
 
 @pytest.mark.parametrize("task", ["auto", "multilabel"])
 def test_classes_do_not_choose_among_cells_with_several_labels(tmp_path: Path, task: str) -> None:
-    words = r"--classes a,b keeps whole cells, and 'label' holds cells .* such as 'a\|b'"
+    words = r"row 2, column 'label': --classes a,b keeps whole cells, and 'a\|b' names several"
     with pytest.raises(TableError, match=words) as caught:
         read_lists(tmp_path, wanted=("a", "b"), task=task)
     assert "say --task multiclass too" in str(caught.value)
@@ -68,7 +69,7 @@ def test_a_label_is_renamed_within_lists(tmp_path: Path) -> None:
 
 
 def test_a_label_within_a_list_cannot_be_missing(tmp_path: Path) -> None:
-    words = r"--map b=: 'a\|b' names 'b' beside other labels, and a list cannot say that one"
+    words = r"row 2, column 'label': --map b=: 'a\|b' names 'b' beside other labels, and a list"
     with pytest.raises(OptionError, match=words):
         read_lists(tmp_path, renamed={"b": ""})
     assert "a|b" not in read_lists(tmp_path, renamed={"a|b": ""})
@@ -174,5 +175,22 @@ def test_an_event_of_many_values_is_refused_with_their_number(tmp_path: Path) ->
 
 
 def test_labels_that_differ_in_marks_are_refused_in_lists() -> None:
-    with pytest.raises(TableError, match=r"writes one label in several ways \(edema = edema\?\)"):
+    words = r"writes one label in several ways \(edema = edema\?\), here in 'a\|edema\?'"
+    with pytest.raises(TableError, match=words):
         MultilabelTask.settle(["a|edema?", "edema", "a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "words"),
+    [
+        ([*LISTS, "a|b;c", "a"], "auto", "row 17: column 'label' holds 'a|b;c', with both"),
+        ([*LISTS, "a|B", "c"], "multilabel", "(B = b), here in 'a|b'"),
+        (["a|c", *LISTS, "none|c"], "auto", "row 18: column 'label' holds 'none' beside"),
+        ([*"abab" * 6, "a|b"], "auto", "row 26: column 'label' holds several labels in 1 of 25"),
+    ],
+)
+def test_refusals_name_the_row_of_a_cell(
+    tmp_path: Path, labels: list[str], task: str, words: str
+) -> None:
+    with pytest.raises(TableError, match=re.escape(words)):
+        read_lists(tmp_path, labels, task=task)

@@ -25,6 +25,7 @@ from foveate.table.splits import make_splits
 from foveate.table.stored_splits import read_stored_splits
 from foveate.table.types import Case, CaseTable, LabelRules, Row, SetAside, TableSheet
 from foveate.tasks import AUTO, explain_unfit, learns_numbers, suggest_tasks
+from foveate.tasks.several.labels import is_list
 from foveate.wording import several
 
 __all__ = [
@@ -129,7 +130,9 @@ def _check_labels(
         if builder.missing_words:
             left_out.append(f"counted as no label: {list_words(builder.missing_words)}")
         more = f" ({'; '.join(left_out)})" if left_out else ""
-        raise TableError(f"{sheet.path}: {reason}{more}")
+        lists = [case for case in cases if is_list(str(case.label)) and f"'{case.label}'" in reason]
+        row = f", row {builder.row_numbers[lists[0].image_id]}" if lists else ""
+        raise TableError(f"{sheet.path}{row}: {reason}{more}")
 
 
 def cases_from_folder(

@@ -40,6 +40,7 @@ class CaseBuilder:
         notes: lines to show to the user.
         set_aside: rows that cannot be used.
         missing_words: words that count as no label, with their numbers.
+        row_numbers: lines of the cases in the table, by their image_id.
     """
 
     def __init__(self, sheet: TableSheet, columns: Columns, finder: Finder) -> None:
@@ -49,6 +50,7 @@ class CaseBuilder:
         self.notes: list[str] = []
         self.set_aside: list[SetAside] = []
         self.missing_words: Counter[str] = Counter()
+        self.row_numbers: dict[str, int] = {}
 
     def build(self, rules: LabelRules) -> tuple[Case, ...]:
         """Build the cases in the table's order.
@@ -73,6 +75,7 @@ class CaseBuilder:
         self.notes += describe_units(row.cells[c] for row, _ in pairs for c in columns)
         built = [(row, self._case(row, path, spacings)) for row, path in pairs]
         unique = self._drop_duplicates(built)
+        self.row_numbers = {case.image_id: row.number for row, case in unique}
         cases = self._settle_identical(unique) if rules.needed else [case for _, case in unique]
         named = [row.cells[self.columns.path] for row in self.sheet.rows]
         self.notes += [

@@ -6,7 +6,7 @@ Rows without a label are left out, and doubtful numbers refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from foveate.errors import TableError
@@ -59,7 +59,7 @@ def settle_labels(sheet: TableSheet, column: str, rules: LabelRules) -> Labelled
     else:
         rows = _unify_labels(rows, column, rules.known, notes)
     if rules.wanted is not None:
-        _check_wanted(sheet, {row.cells[column] for row in rows}, column, rules)
+        _check_wanted(sheet, rows, column, rules)
         rows = _keep_wanted(sheet, rows, column, rules.wanted, notes)
     return LabelledRows(rows, notes, missing_words)
 
@@ -102,21 +102,21 @@ def _unify_labels(
     ]
 
 
-def _check_wanted(
-    sheet: TableSheet, labels: Collection[str], column: str, rules: LabelRules
-) -> None:
+def _check_wanted(sheet: TableSheet, rows: Sequence[Row], column: str, rules: LabelRules) -> None:
     """Refuse to choose rows by labels of which a cell names several; whole cells may be chosen.
 
     Raises:
         TableError: wanted labels stand beside others in a cell.
     """
     wanted = set(rules.wanted or ())
-    lists = sorted(label for label in labels if is_list(label)) if takes_lists(rules.task) else []
-    beside = [text for text in lists if rules.task != AUTO or wanted & split_label(text).keys()]
+    lists = [row for row in rows if is_list(row.cells[column]) and takes_lists(rules.task)]
+    beside = [
+        row for row in lists if rules.task != AUTO or wanted & split_label(row.cells[column]).keys()
+    ]
     if beside and not any(map(is_list, wanted)):
         raise TableError(
-            f"{sheet.path}: --classes {','.join(rules.wanted or ())} keeps whole cells, and "
-            f"'{column}' holds cells with several labels, such as '{beside[0]}', which could be "
+            f"{sheet.where(beside[0], column)}: --classes {','.join(rules.wanted or ())} keeps "
+            f"whole cells, and '{beside[0].cells[column]}' names several labels, which could be "
             "meant or not. To learn some labels only, take the others out of the table; to keep "
             "the images with exactly one of these labels, as classes, say --task multiclass too"
         )

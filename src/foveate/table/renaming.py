@@ -39,7 +39,10 @@ def rename_labels(sheet: TableSheet, column: str, rules: LabelRules) -> tuple[li
     lists = [word for word in words if takes_lists(rules.task) and is_list(word)]
     _check_occurs(rules, [*words, *(name for text in lists for name in split_label(text))])
     chosen = _choose_names(words, rules)
-    chosen |= {text: _rename_in_list(text, rules) for text in lists if chosen[text] == text}
+    for text in lists:
+        if chosen[text] == text:
+            row = next(row for row in sheet.rows if row.cells[column] == text)
+            chosen[text] = _rename_in_list(text, rules, sheet.where(row, column))
     rows = [
         replace(row, cells={**row.cells, column: chosen.get(word, word)})
         for row in sheet.rows
@@ -116,8 +119,8 @@ def _choose_names(words: Iterable[str], rules: LabelRules) -> dict[str, str]:
     return {word: new_names.get(word, by_key.get(label_key(word), word)) for word in words}
 
 
-def _rename_in_list(text: str, rules: LabelRules) -> str:
-    """Return a cell that names several labels with these renamed.
+def _rename_in_list(text: str, rules: LabelRules, where: str) -> str:
+    """Return a cell that names several labels with these renamed; `where` is its place.
 
     Raises:
         OptionError: one of them shall be missing.
@@ -125,9 +128,9 @@ def _rename_in_list(text: str, rules: LabelRules) -> str:
     names = _choose_names(split_label(text), rules)
     if missing := [name for name, new in names.items() if not new]:
         raise OptionError(
-            f"--map {missing[0]}=: '{text}' names '{missing[0]}' beside other labels, and a list "
-            "cannot say that one label is missing. Take it out of such cells, or say what the "
-            f"whole cell means, as in --map '{text}=LABEL'"
+            f"{where}: --map {missing[0]}=: '{text}' names '{missing[0]}' beside other labels, and "
+            "a list cannot say that one label is missing. Take it out of such cells, or say what "
+            f"the whole cell means, as in --map '{text}=LABEL'"
         )
     return rename_in_list(text, names)
 

@@ -119,9 +119,10 @@ def settle_labels(texts: Sequence[str]) -> tuple[list[str], str]:
     _check_spelling(names, texts)
     none = negative[0] if negative else NONE
     if none in names:
+        text = next(text for text in texts if none in split_label(text) and is_list(text))
         raise TableError(
-            f"holds '{none}' beside another label and alone, so it cannot mean that an image has "
-            "no label; leave it out of cells with other labels"
+            f"holds '{none}' beside another label, here in '{text}', and alone, so it cannot mean "
+            "that an image has no label; leave it out of cells with other labels"
         )
     for name in names:
         counts = Counter(row.get(name, "?" if are_pairs else "0") for row in values)
@@ -141,8 +142,11 @@ def _check_spelling(names: Sequence[str], texts: Sequence[str]) -> None:
         alike[re.sub(r"[\s_-]+", " ", strip_marks(name.casefold()))].append(name)
     for same in alike.values():
         if len(same) > 1:
+            writing = (text for text in texts if not split_label(text).keys().isdisjoint(same))
+            text = max(writing, key=is_list)
             raise TableError(
-                f"writes one label in several ways ({' = '.join(same)}); write one of them"
+                f"writes one label in several ways ({' = '.join(same)}), here in '{text}'; write "
+                "one of them"
             )
     mixed = [text for text in texts if all(mark in text for mark in _MARKS)]
     if mixed:
