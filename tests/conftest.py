@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,11 @@ def pytest_xdist_setupnodes() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for folder in config.getoption("plugin_folders"):
         add_plugin_folder(Path(folder))
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage what the modules and the tests hold until the end."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

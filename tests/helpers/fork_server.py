@@ -23,7 +23,8 @@ from typing import Any
 
 LIBRARIES = (
     *("torchvision", "timm", "lightning_fabric", "safetensors.torch", "sklearn.metrics"),
-    *("sklearn.model_selection", "scipy.stats", "matplotlib.figure", "jinja2", "PIL.Image"),
+    *("sklearn.model_selection", "scipy.stats", "jinja2", "PIL.Image"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("tifffile", "imagecodecs", "openslide", "h5py", "nibabel", "openpyxl", "rich.console"),
 )
 """What commands import when they first need it."""

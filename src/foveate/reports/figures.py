@@ -74,19 +74,20 @@ def render(
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas, out = FigureCanvasAgg(figure), io.BytesIO()
         plot(figure)
+        # `savefig` would draw each file twice, in case that the layout is to be found.
         if path is None:
             figure.draw_without_rendering()
         else:
-            write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+            write_aside(path, canvas.print_png)
         figure.set_layout_engine("none")  # the places are found; finding them again takes as long
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
     data = base64.b64encode(out.getvalue()).decode("ascii")
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
 

@@ -38,7 +38,7 @@ def redraw(fold: Path) -> None:
     if not rows:
         return
     figure = Figure(figsize=(11, 3.2), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     loss, score, seconds = figure.subplots(1, 3)
     plot_loss(loss, rows)
     fit_losses(loss, [rows])
@@ -48,7 +48,7 @@ def redraw(fold: Path) -> None:
     for axes in (loss, score, seconds):
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    write_aside(curves, lambda aside: figure.savefig(aside, format="png"))
+    write_aside(curves, canvas.print_png)  # `savefig` would draw twice
 
 
 def plot_loss(axes: Axes, rows: list[Row], *, colour: str | None = None) -> None:
