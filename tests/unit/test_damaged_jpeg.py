@@ -178,6 +178,50 @@ def slide(path: Path, picture: Image.Image, **options: Any) -> tuple[list[int], 
         return list(page.dataoffsets), list(page.databytecounts)
 
 
+def describe_philips() -> str:
+    """Write the description of a Philips slide with one level, of which OpenSlide reads this."""
+
+    def attribute(name: str, group: int, element: int, kind: str, value: str) -> str:
+        place = f'Group="0x{group:04X}" Element="0x{element:04X}" PMSVR="{kind}"'
+        return f'<Attribute Name="{name}" {place}>{value}</Attribute>'
+
+    def item(kind: str, *parts: str) -> str:
+        return f'<DataObject ObjectType="{kind}">{"".join(parts)}</DataObject>'
+
+    sides = "&quot;0.0005&quot; &quot;0.0005&quot;"
+    spacing = attribute("DICOM_PIXEL_SPACING", 0x28, 0x30, "IDoubleArray", sides)
+    number = attribute("PIIM_PIXEL_DATA_REPRESENTATION_NUMBER", 0x1001, 0x8B02, "IUInt16", "0")
+    levels = f"<Array>{item('PixelDataRepresentation', spacing, number)}</Array>"
+    image = item(
+        "DPScannedImage",
+        attribute("PIM_DP_IMAGE_TYPE", 0x301D, 0x1004, "IString", "WSI"),
+        attribute(
+            *("PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE", 0x1001, 0x8B01, "IDataObjectArray"), levels
+        ),
+    )
+    images = attribute(
+        *("PIM_DP_SCANNED_IMAGES", 0x301D, 0x1003, "IDataObjectArray"), f"<Array>{image}</Array>"
+    )
+    return '<?xml version="1.0" encoding="UTF-8" ?>' + item("DPUfsImport", images)
+
+
+@pytest.mark.parametrize("new", [bytes(64), NOISE[:600]])
+def test_a_tile_of_philips_with_overwritten_bytes_is_refused(tmp_path: Path, new: bytes) -> None:
+    """OpenSlide decodes it, and libjpeg fills the rest of the tile with grey."""
+    path = tmp_path / "a.tiff"
+    about = {"software": "Philips DP v1.0", "description": describe_philips(), "metadata": None}
+    offsets, sizes = slide(path, tissue(), **about)
+    with open_image(path) as image:
+        assert "philips" in image.reader
+        assert image.read(Box((0, 0), image.shape, Frame.PX, 0)).shape == (SIDE_PX, SIDE_PX, 3)
+    data, begin = path.read_bytes(), offsets[3]
+    tile = overwritten(data[begin : begin + sizes[3]], 0.4, new)
+    path.write_bytes(data[:begin] + tile + data[begin + sizes[3] :])
+    assert "its JPEG data are damaged" in refuse(path)
+    with open_image(path) as image:  # the other tiles are read
+        assert image.read(Box((0, 0), (96, 192), Frame.PX, 0)).shape == (96, 192, 3)
+
+
 @pytest.mark.parametrize("new", [bytes(40), bytes(500), NOISE[:600], NOISE[2000:3000]])
 def test_a_tile_with_overwritten_bytes_is_refused(tmp_path: Path, new: bytes) -> None:
     path = tmp_path / "a.tif"

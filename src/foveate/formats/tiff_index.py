@@ -20,6 +20,7 @@ from foveate.formats.tiff_grid import BlockGrid, read_grid
 log = logging.getLogger("foveate")
 
 MAX_DIRECTORIES = 4096
+_JPEG = 7
 _NOT_A_LEVEL = ("label", "macro", "thumbnail", "overview")
 _QPTIFF = "PerkinElmer-QPI"
 """The name in the description of QPTIFF files, also of those without the tag Software."""
@@ -135,6 +136,26 @@ def refuse_unlisted(path: Path) -> None:
                 f"{path}: {page.imagewidth} x {page.imagelength} pixels need {claimed:,} tiles, "
                 f"the file lists {len(page.dataoffsets):,}{AGAIN}"
             )
+
+
+def read_jpeg_tiles(path: Path) -> list[BlockGrid]:
+    """Read where the tiles of a TIFF lie that are coded as JPEG, for each directory that has some.
+
+    Unlike `read_index`, it takes a vendor's own layout.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UnreadableImage: directories are damaged.
+        UnsupportedFormat: the coding of the samples is not supported.
+        ImageTooLarge: a tile or the number of tiles is beyond the limits.
+    """
+    import tifffile
+
+    with converting(path, _explain_damage), tifffile.TiffFile(path) as file:
+        pages = [page for page in _pages(path, file) if page.is_tiled]
+        return [read_grid(path, page) for page in pages if int(page.compression) == _JPEG]
 
 
 def is_coding_read(path: Path) -> bool:

@@ -18,6 +18,7 @@ from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
 from foveate.formats.appended import TIFF_MARKS
 from foveate.formats.tiff_grid import MAX_BLOCK_BYTES
 from foveate.formats.tiff_index import is_coding_read, refuse_unlisted
+from foveate.formats.tile_damage import TileCheck
 from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
 from foveate.images.image import Level
@@ -47,7 +48,8 @@ class OpenSlideReader(AbstractReader):
     lays on a larger canvas (Leica) start at whole pixels, rounded down; there the origin is rounded
     up, so that all regions are cut from one grid. With whole downsamples, as most vendors have,
     both are exact. `count` holds the stored tiles that a region touches, cached or not, since
-    OpenSlide does not report which of them it decoded.
+    OpenSlide does not report which of them it decoded. It decodes damaged tiles of Philips slides
+    to wrong pixels without an error; their stored bytes are checked before.
 
     Raises:
         UnreadableImage: OpenSlide cannot open the file.
@@ -87,6 +89,8 @@ class OpenSlideReader(AbstractReader):
                 f"{path}: claims tiles of {largest:,} pixels, more than "
                 f"{MAX_BLOCK_BYTES >> 20} MiB{AGAIN}"
             )
+        is_philips = facts.get("openslide.vendor") == "philips"
+        self._tiles = TileCheck(path, self.levels) if is_philips else None
         mpp = (
             parse_number(facts.get("openslide.mpp-y")),
             parse_number(facts.get("openslide.mpp-x")),
@@ -124,6 +128,8 @@ class OpenSlideReader(AbstractReader):
     ) -> Pixels:
         if self._closed:
             raise UnreadableImage(f"{self.path}: the image is closed; open it again")
+        if self._tiles is not None:
+            self._tiles.check(level, (origin_px[0], origin_px[1]), (size_px[0], size_px[1]))
         y_px0, x_px0 = (
             self._round(fine_px_from_coarse_px(o, self._downsamples[level])) for o in origin_px
         )
