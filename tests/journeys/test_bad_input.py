@@ -243,19 +243,19 @@ def test_files_that_are_no_images_are_refused(
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()
     assert_refused(foveate("predict", finished, empty, "--out", out), f"{empty} holds no file")
-    result = foveate("predict", finished, tmp_path / "x.tif", "--out", out)
+    result = foveate("predict", finished, tmp_path / "x.tif", "--out", out, "--heatmaps", "0")
     assert_refused(result, f"{tmp_path / 'x.tif'}: no such file")
     text = tmp_path / "text.tif"
     text.write_text("no slide", encoding="utf-8")
-    result = foveate("predict", finished, text, "--out", out)
+    result = foveate("predict", finished, text, "--out", out, "--heatmaps", "0")
     assert_refused(result, "no image could be predicted", str(text))
     slide = str(read_cohort_rows(tiny_cohort)[0]["file"])
-    result = foveate("predict", finished, slide, text, slide, "--out", out)
+    result = foveate("predict", finished, slide, text, slide, "--out", out, "--heatmaps", "0")
     assert result.returncode == 2
     assert f"set aside text: {text}" in result.stderr
     assert [row["image_id"] for row in read_rows(out / "quarantine.csv")] == ["text"]
     assert len(read_rows(out / "predictions.csv")) == 1, "one slide named twice is one slide"
-    assert foveate("predict", finished, slide, "--out", out).returncode == 0
+    assert foveate("predict", finished, slide, "--out", out, "--heatmaps", "0").returncode == 0
     assert not (out / "quarantine.csv").exists(), "the list of an earlier call is no longer true"
 
 

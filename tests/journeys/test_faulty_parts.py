@@ -118,7 +118,7 @@ def predict(
     def call(fault: str, *words: object) -> Completed:
         monkeypatch.setenv("FAULT", f"predict {fault}")
         out = ("--out", tmp_path / "out", "--plugins", plugins)
-        return foveate("predict", run, tmp_path / "in", *out, *words)
+        return foveate("predict", run, tmp_path / "in", *out, "--heatmaps", "0", *words)
 
     return call
 
@@ -218,7 +218,7 @@ def test_an_image_without_an_answer_is_set_aside(
 
 
 def test_a_bug_in_an_export_names_it(predict: Callable[..., Completed], plugins: Path) -> None:
-    message = read_refusal(predict("none", "--export", "broken"))
+    message = read_refusal(predict("none", "--export", "broken", "--heatmaps", "1"))
     assert "export 'broken' failed in line" in message
     assert f"{plugins / 'exports' / 'broken.py'} (AttributeError), no image is to" in message
 

@@ -165,16 +165,17 @@ def test_results_of_something_else_are_not_overwritten(
     images, out = new_images(tmp_path / "in", 2), tmp_path / "out"
     out.mkdir()
     (out / "metrics.json").write_text("{}")
-    message = read_refusal(foveate("predict", picture_run, images, "--out", out))
+    message = read_refusal(foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0"))
     assert f"{out} holds results of something else (metrics.json)" in message
     file = tmp_path / "file"
     file.write_text("x")
     assert "is a file, not a folder" in read_refusal(
-        foveate("predict", picture_run, images, "--out", file)
+        foveate("predict", picture_run, images, "--out", file, "--heatmaps", "0")
     )
     inside = picture_run / "external"
-    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
-    assert foveate("predict", picture_run, images, "--out", inside).returncode == 0
+    for _ in range(2):
+        result = foveate("predict", picture_run, images, "--out", inside, "--heatmaps", "0")
+        assert result.returncode == 0, result.stderr
     shutil.rmtree(inside)
 
 
@@ -187,7 +188,9 @@ def test_one_process_locks_a_folder(
     out = tmp_path / "out"
     images = new_images(tmp_path / "in", 2)
     with lock_folder(out):
-        message = read_refusal(foveate("predict", picture_run, images, "--out", out))
+        message = read_refusal(
+            foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
+        )
         assert f"{out} is in use by another foveate, process {os.getpid()} on " in message
         assert "another --out" in message
         assert "is in use" in read_refusal(
@@ -198,7 +201,7 @@ def test_one_process_locks_a_folder(
         )
         assert [p.name for p in out.iterdir()] == [NAME]
     assert not (out / NAME).exists()
-    assert foveate("predict", picture_run, images, "--out", out).returncode == 0
+    assert foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0").returncode == 0
 
 
 @pytest.mark.slow
@@ -322,7 +325,9 @@ def test_no_bad_file_stops_a_prediction(
     (images / "in").symlink_to(images, target_is_directory=True)
     new_images(tmp_path / "elsewhere", 5)
     (images / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    result = foveate("predict", picture_run, images, "--out", out, "--plugins", plugins)
+    result = foveate(
+        "predict", picture_run, images, "--out", out, "--plugins", plugins, "--heatmaps", "0"
+    )
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert len(answers(out)) == 7, "linked folders are followed, each once"
@@ -390,7 +395,7 @@ def test_files_that_are_no_images_are_ignored(
         (images / name).write_bytes(b"\0\1\2\3")
     for folder in ("@eaDir", "__MACOSX", "#recycle"):
         picture(images / folder / "N00.png" / "SYNOPHOTO_THUMB_M.png", 1)
-    result = foveate("predict", picture_run, images, "--out", out)
+    result = foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     assert result.returncode == 0, result.stderr
     assert [*answers(out)] == ["N00", "N01"]
 
@@ -401,7 +406,7 @@ def test_a_repeated_reason_is_printed_a_few_times(
     images, out = new_images(tmp_path / "in", 1), tmp_path / "out"
     for i in range(20):
         (images / f"B{i:02d}.svs").write_bytes(b"")
-    result = foveate("predict", picture_run, images, "--out", out)
+    result = foveate("predict", picture_run, images, "--out", out, "--heatmaps", "0")
     complaints = [line for line in result.stderr.splitlines() if "set aside" in line]
     assert len(complaints) == 5, complaints
     assert complaints[0].startswith("set aside B00: ")
@@ -526,10 +531,14 @@ def test_results_are_not_mixed_with_images(
     picture_run: Path, tmp_path: Path, foveate: Command
 ) -> None:
     images = new_images(tmp_path / "in", 4)
-    message = read_refusal(foveate("predict", picture_run, images, "--out", images))
+    message = read_refusal(
+        foveate("predict", picture_run, images, "--out", images, "--heatmaps", "0")
+    )
     assert "is the folder of the images" in message
     for _ in range(2):
-        result = foveate("predict", picture_run, images, "--out", images / "answers")
+        result = foveate(
+            "predict", picture_run, images, "--out", images / "answers", "--heatmaps", "0"
+        )
         assert result.returncode == 0, result.stderr
         assert "4 files in" in result.stderr
     assert len(answers(images / "answers")) == 4

@@ -33,7 +33,9 @@ def images(tmp_path: Path, picture_run: Path) -> Path:
 def test_results_inside_the_folder_of_the_images_are_left_out_and_named(
     picture_run: Path, images: Path, tmp_path: Path, foveate: Command
 ) -> None:
-    result = foveate("predict", picture_run, images, "--out", tmp_path / "answers")
+    result = foveate(
+        "predict", picture_run, images, "--out", tmp_path / "answers", "--heatmaps", "0"
+    )
     assert result.returncode == 0, result.stderr
     assert "3 files in" in result.stderr
     names = ", ".join(str(images / name) for name in ("array", "out", "run"))
@@ -47,7 +49,8 @@ def test_results_among_the_paths_are_left_out_and_named(
 ) -> None:
     """As a shell's ``in/*`` gives them."""
     result = foveate(
-        "predict", picture_run, *sorted(images.iterdir()), "--out", tmp_path / "answers"
+        *("predict", picture_run, *sorted(images.iterdir())),
+        *("--out", tmp_path / "answers", "--heatmaps", "0"),
     )
     assert result.returncode == 0, result.stderr
     assert f"left out, as results of foveate: {images / 'array'}, " in result.stderr
@@ -72,6 +75,6 @@ def test_images_inside_the_folder_of_a_run_are_predicted(
     run = images / "run"
     picture(run / "new" / "N7.png", 7)
     for _ in range(2):
-        result = foveate("predict", run, run / "new", "--out", run / "answers")
+        result = foveate("predict", run, run / "new", "--out", run / "answers", "--heatmaps", "0")
         assert result.returncode == 0, result.stderr
     assert [row["image_id"] for row in read_rows(run / "answers" / "predictions.csv")] == ["N7"]
