@@ -64,9 +64,14 @@ def page_of(runs: dict[str, Path], path: Path, drop: str = "") -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_shows_every_section(runs: dict[str, Path]) -> None:
+@pytest.fixture(scope="module")
+def page(runs: dict[str, Path]) -> Page:
+    """Write the page of all runs into the folder ``pages`` beside them."""
+    return page_of(runs, runs["first"].parent / "pages" / "study.html")
+
+
+def test_the_page_shows_every_section(runs: dict[str, Path], page: Page) -> None:
     folder = runs["first"].parent
-    page = page_of(runs, folder / "pages" / "study.html")
     sections = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     assert sections == [
         "question", "data", "plan", "runs", "pairs", "curves", "run-1", "run-2", "run-3",
@@ -91,9 +96,8 @@ def test_the_page_shows_every_section(runs: dict[str, Path]) -> None:
     assert not names & {"iframe", "link", "object", "embed", "form", "base"}
 
 
-def test_links_lead_to_the_pictures_of_each_run(runs: dict[str, Path]) -> None:
+def test_links_lead_to_the_pictures_of_each_run(runs: dict[str, Path], page: Page) -> None:
     folder = runs["first"].parent / "pages"
-    page = page_of(runs, folder / "links.html")
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     pictures = [link for link in links if link.endswith(".png")]
     assert len({link.split("/")[1] for link in pictures}) == len(runs)
@@ -102,8 +106,7 @@ def test_links_lead_to_the_pictures_of_each_run(runs: dict[str, Path]) -> None:
     assert all((folder / unquote(link)).is_file() for link in pictures)
 
 
-def test_answers_of_all_runs_stand_side_by_side(runs: dict[str, Path]) -> None:
-    page = page_of(runs, runs["first"].parent / "answers.html")
+def test_answers_of_all_runs_stand_side_by_side(runs: dict[str, Path], page: Page) -> None:
     text = page.visible_text()
     rows = {name: read_rows(run / "predictions_oof.csv") for name, run in runs.items()}
     for i in (0, 7, 43):

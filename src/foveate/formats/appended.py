@@ -145,7 +145,8 @@ def _find_bitmap_end(path: Path) -> int:
         width, height, _, bits = struct.unpack("<HHHH", head[18:26])
         return begin + _row_bytes(width, bits) * int(height)
     width, height, _, bits, coding, n_coded = struct.unpack("<iiHHII", head[18:38])
-    return begin + (n_coded if coding in _RUN_LENGTHS else _row_bytes(width, bits) * abs(height))
+    n_bytes = int(n_coded) if coding in _RUN_LENGTHS else _row_bytes(width, bits) * abs(height)
+    return begin + n_bytes
 
 
 def _row_bytes(width: int, bits: int) -> int:

@@ -87,7 +87,8 @@ def render(
         else:
             write_aside(path, canvas.print_png)
         figure.set_layout_engine("none")  # the places are found; finding them again takes as long
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+        svg: Any = FigureCanvasSVG(figure)
+        svg.print_svg(out, metadata={"Date": None})
     data = base64.b64encode(out.getvalue()).decode("ascii")
     return Drawn(f"data:image/svg+xml;base64,{data}", alt)
 
