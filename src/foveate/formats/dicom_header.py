@@ -184,8 +184,11 @@ class _CountedFile(io.BufferedReader):
         """Path of the file."""
         return os.fspath(self._path)
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, n_bytes: int | None = -1, /) -> bytes:
         """Read bytes.
+
+        Args:
+            n_bytes: how many; negative or None for all.
 
         Raises:
             UnreadableImage: the file was read too many times.
@@ -195,7 +198,7 @@ class _CountedFile(io.BufferedReader):
             raise UnreadableImage(
                 f"{self._path}: has more than {_MAX_READS // 3:,} DICOM elements{AGAIN}"
             )
-        return super().read(size)
+        return super().read(n_bytes)
 
 
 @contextmanager
