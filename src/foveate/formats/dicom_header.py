@@ -5,14 +5,16 @@ Part of the readers of DICOM. Files may be damaged or hostile: values are bounde
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast, final
 
 from foveate.errors import (
     AGAIN,
@@ -34,8 +36,11 @@ SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 HEAD_BYTES = 4096
 """How many bytes of a file are read to find out what it is."""
 _PREAMBLE_BYTES = 128
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED_BYTES, _MAX_FILE_BYTES = 1 << 28, 1 << 31
+_DEFLATED, _UNPACKED = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
+"""The transfer syntax of a file whose elements are packed, and that of the same unpacked."""
+_MAX_READS = 1 << 17
+"""About three times the elements of a file, those in sequences counted; files have hundreds."""
+_MAX_INFLATED_BYTES, _MAX_FILE_BYTES = 1 << 27, 1 << 31
 _DEFERRED_BYTES = 1 << 20
 """Values longer than this are read only when they are asked for."""
 _SOP_INSTANCE = 0x00080018
@@ -89,14 +94,13 @@ def read_header(
         the elements; ``file_meta`` are those of group 2, which may lack all of them.
 
     Raises:
-        UnreadableImage: the file is damaged.
-        ImageTooLarge: its elements are packed, and more than 256 MiB when unpacked.
+        UnreadableImage: the file is damaged, or has too many elements.
+        ImageTooLarge: its elements are packed, and more than 128 MiB when unpacked.
     """
     from pydicom.filereader import read_partial
     from pydicom.tag import Tag
 
-    with reading_dicom(path), path.open("rb") as file:
-        _refuse_bomb(path, file)
+    with reading_dicom(path), _open(path) as file:
         return read_partial(
             file,
             stop_when=lambda tag, vr, length: tag > last_tag,
@@ -111,7 +115,7 @@ def read_file(path: Path) -> Dataset:
 
     Raises:
         UnreadableImage: the file is damaged.
-        ImageTooLarge: it is larger than two gigabytes, or unpacks to more than 256 MiB.
+        ImageTooLarge: it is larger than two gigabytes, or unpacks to more than 128 MiB.
     """
     from pydicom import dcmread
 
@@ -121,8 +125,7 @@ def read_file(path: Path) -> Dataset:
             f"{path}: a DICOM file of {n_bytes / 1e9:.1f} GB, more than the "
             f"{_MAX_FILE_BYTES >> 30} GiB that are read at once; export a part of it"
         )
-    with reading_dicom(path), path.open("rb") as file:
-        _refuse_bomb(path, file)
+    with reading_dicom(path), _open(path) as file:
         return dcmread(file, force=True)
 
 
@@ -163,20 +166,58 @@ def reading_dicom(path: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_bomb(path: Path, file: BinaryIO) -> None:
-    """Refuse a file whose elements are packed (deflate) if they unpack to more than 256 MiB.
+@final
+class _CountedFile(io.BufferedReader):
+    """A file that can be read only so many times, since nested elements cost far more than bytes.
 
     Args:
-        path: path of the file, for messages.
-        file: the file, at its beginning, where it is left.
+        raw: the file, at its beginning.
+        path: its path, for the message.
+    """
+
+    def __init__(self, raw: io.RawIOBase, path: Path) -> None:
+        super().__init__(raw)
+        self._path, self._left = path, _MAX_READS
+
+    @property
+    def name(self) -> str:
+        """Path of the file."""
+        return os.fspath(self._path)
+
+    def read(self, n_bytes: int | None = -1, /) -> bytes:
+        """Read bytes.
+
+        Args:
+            n_bytes: how many; negative or None for all.
+
+        Raises:
+            UnreadableImage: the file was read too many times.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise UnreadableImage(
+                f"{self._path}: has more than {_MAX_READS // 3:,} DICOM elements{AGAIN}"
+            )
+        return super().read(n_bytes)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a DICOM file for pydicom; unpack elements that are packed (deflate).
 
     Raises:
-        ImageTooLarge: they do.
+        ImageTooLarge: they unpack to more than 128 MiB.
     """
-    packed = _DEFLATED in file.read(HEAD_BYTES)
-    file.seek(0)
-    if not packed:
-        return
+    with path.open("rb", buffering=0) as file:
+        is_packed = _DEFLATED in file.read(HEAD_BYTES)
+        file.seek(0)
+        raw = cast("io.RawIOBase", io.BytesIO(_unpack(path, file)) if is_packed else file)
+        with _CountedFile(raw, path) as counted:
+            yield counted
+
+
+def _unpack(path: Path, file: BinaryIO) -> bytes:
+    """Return the content of a file with its elements unpacked, and its coding set to match."""
     from pydicom.filereader import read_dataset, read_preamble
 
     read_preamble(file, force=True)
@@ -186,12 +227,12 @@ def _refuse_bomb(path: Path, file: BinaryIO) -> None:
         is_little_endian=True,
         stop_when=lambda tag, vr, length: tag.group != 2,
     )
-    stream, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while chunk := stream.unconsumed_tail or file.read(HEAD_BYTES):
-        n_bytes += len(stream.decompress(chunk, 1 << 20))
-        if n_bytes > _MAX_INFLATED_BYTES:
-            raise ImageTooLarge(
-                f"{path}: unpacks to more than {_MAX_INFLATED_BYTES >> 20} MiB; save it without "
-                "deflate"
-            )
+    begin = file.tell()
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    elements = stream.decompress(file.read(), _MAX_INFLATED_BYTES + 1)
+    if len(elements) > _MAX_INFLATED_BYTES:
+        raise ImageTooLarge(
+            f"{path}: unpacks to more than {_MAX_INFLATED_BYTES >> 20} MiB; save it without deflate"
+        )
     file.seek(0)
+    return file.read(begin).replace(_DEFLATED, _UNPACKED, 1) + elements
