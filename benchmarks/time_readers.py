@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import imagecodecs
 import numpy as np
@@ -99,8 +99,8 @@ class Tiles:
             }
         return [self.stored[i] for i in sorted(found)]
 
-    def decode(self, tiles: Sequence[bytes], threads: int) -> float:
-        """Return the seconds in which threads decode tiles."""
+    def decode(self, tiles: Sequence[bytes], threads: int) -> Times:
+        """Return the time in which threads decode tiles."""
 
         def work(part: Sequence[bytes]) -> None:
             for data in part:
@@ -115,14 +115,21 @@ def cut(items: Sequence[T], n: int) -> list[Sequence[T]]:
     return [items[at : at + n] for at in range(0, len(items), n)]
 
 
-def run(work: Callable[[T], None], jobs: Sequence[T], threads: int) -> float:
+class Times(NamedTuple):
+    """Seconds on the clock and of the processor."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def run(work: Callable[[T], None], jobs: Sequence[T], threads: int) -> Times:
     """Return the seconds in which threads do all jobs."""
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: None, range(threads)))
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         for done in [pool.submit(work, job) for job in jobs]:
             done.result()
-        return time.perf_counter() - begun
+        return Times(time.perf_counter() - begun, time.process_time() - used)
 
 
 def make_plans(tiles: Tiles, n: int) -> list[Plan]:
@@ -160,22 +167,28 @@ def make_plans(tiles: Tiles, n: int) -> list[Plan]:
     ]
 
 
-def read_with(reader: type[AbstractReader], path: Path, *, many: bool) -> Callable[..., float]:
-    """Return a function that times a pass over a plan with a new image, whose cache is empty."""
+def read_with(
+    reader: type[AbstractReader], path: Path, opened: list[AbstractImage], *, many: bool
+) -> Callable[[Plan, int], Times]:
+    """Return a function that times a pass over a plan with a new image.
 
-    def timed(plan: Plan, threads: int) -> float:
-        with reader(path) as opened:
-            image: AbstractImage = RespacedImage(opened, (1.0, 1.0), unit="px")
-            boxes = [um_from_px0(box, (1.0, 1.0)) for box in plan.boxes]
+    The images stay open in `opened`, so that the cache of decoded tiles is as full as in a long
+    run; it holds no tile of the new image.
+    """
 
-            def work(part: Sequence[Box]) -> None:
-                if many:
-                    image.read_many(part, plan.shape)
-                    return
-                for box in part:
-                    image.read_at(box, plan.shape)
+    def timed(plan: Plan, threads: int) -> Times:
+        image = RespacedImage(reader(path), (1.0, 1.0), unit="px")
+        opened.append(image)
+        boxes = [um_from_px0(box, (1.0, 1.0)) for box in plan.boxes]
 
-            return run(work, cut(boxes, plan.batch), threads)
+        def work(part: Sequence[Box]) -> None:
+            if many:
+                image.read_many(part, plan.shape)
+                return
+            for box in part:
+                image.read_at(box, plan.shape)
+
+        return run(work, cut(boxes, plan.batch), threads)
 
     return timed
 
@@ -199,44 +212,49 @@ def retile(path: Path, side: int, out: Path) -> None:
 
 
 def measure(path: Path, rounds: int, n: int) -> None:
-    """Time all plans with all readers, and print a table."""
+    """Time all plans with all readers, and print a table.
+
+    Slow readers are timed in the first round only.
+    """
     tiles = Tiles(path)
+    opened: list[AbstractImage] = []
     readers = {
-        "read_many": read_with(TiffReader, path, many=True),
-        "read_at": read_with(TiffReader, path, many=False),
-        "OpenSlide": read_with(OpenSlideReader, path, many=False),
+        "read_many": read_with(TiffReader, path, opened, many=True),
+        "read_at": read_with(TiffReader, path, opened, many=False),
+        "OpenSlide": read_with(OpenSlideReader, path, opened, many=False),
     }
     print(f"{path.name}: tiles of {tiles.side}², patches of {PATCH_PX}²; patches a second")
-    names = ("bare", *readers, "many/bare", "gain of bare", "gain of many")
+    names = ("bare", *readers, "many/bare", "by processor time", "2 threads: bare", "many")
     print("| patches | threads | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 2) + "|")
     for plan in make_plans(tiles, n):
         stored = tiles.touched(plan.boxes)
-        seconds: dict[tuple[str, int], list[float]] = {}
-        for _ in range(rounds):
-            for threads in (1, 2):
-                seconds.setdefault(("bare", threads), []).append(tiles.decode(stored, threads))
-                for name, timed in readers.items():
-                    seconds.setdefault((name, threads), []).append(timed(plan, threads))
-        rate = {key: len(plan.boxes) / statistics.median(all_) for key, all_ in seconds.items()}
+        times: dict[tuple[str, int], list[Times]] = {}
+        for k, threads in itertools.product(range(rounds), (1, 2)):
+            times.setdefault(("bare", threads), []).append(tiles.decode(stored, threads))
+            for name, timed in readers.items():
+                if k == 0 or name == "read_many":
+                    times.setdefault((name, threads), []).append(timed(plan, threads))
         for threads in (1, 2):
-            rates = [rate[name, threads] for name in ("bare", *readers)]
-            gains = [_gain(seconds, name, (name, threads)) for name in ("bare", "read_many")]
-            share = _gain(seconds, "bare", ("read_many", threads), threads)
-            row = [f"{r:.0f}" if r > 20 else f"{r:.1f}" for r in rates]
-            print(
-                f"| {plan.name} | {threads} | "
-                + " | ".join([*row, f"{share:.2f}", *(f"{g:.2f}" for g in gains)])
-                + " |",
-                flush=True,
-            )
+            rates = [
+                len(plan.boxes) / statistics.median(t.wall_s for t in times[name, threads])
+                for name in ("bare", *readers)
+            ]
+            pairs = list(zip(times["bare", threads], times["read_many", threads], strict=True))
+            ratios = [
+                statistics.median(bare.wall_s / many.wall_s for bare, many in pairs),
+                statistics.median(bare.cpu_s / many.cpu_s for bare, many in pairs),
+            ]
+            if threads == 2:
+                ratios += [_gain(times, name) for name in ("bare", "read_many")]
+            cells = [f"{r:.0f}" if r > 20 else f"{r:.1f}" for r in rates]
+            cells += [f"{ratio:.2f}" for ratio in ratios]
+            print(f"| {plan.name} | {threads} | {' | '.join(cells)} |", flush=True)
 
 
-def _gain(
-    seconds: dict[tuple[str, int], list[float]], base: str, other: tuple[str, int], threads: int = 1
-) -> float:
-    """Return how many times as fast as a base a reader is: the median over rounds of the ratio."""
-    pairs = zip(seconds[base, threads], seconds[other], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def _gain(times: dict[tuple[str, int], list[Times]], name: str) -> float:
+    """Return how many times as fast two threads are as one: the median over the rounds."""
+    pairs = zip(times[name, 1], times[name, 2], strict=True)
+    return statistics.median(one.wall_s / two.wall_s for one, two in pairs)
 
 
 def main() -> None:

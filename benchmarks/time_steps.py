@@ -1,6 +1,6 @@
 """Share of a training step that each method spends waiting for pixels of a slide.
 
-    python benchmarks/time_steps.py [--slide FILE] [--methods glimpse,abmil] [--steps 3] [--spacing 0.5]
+    python benchmarks/time_steps.py [--slide FILE] [--methods glimpse,abmil] [--spacing 0.5]
 
 Every step opens the slide anew, so that no tile is decoded yet, and reads its glimpse before the
 clock starts, as the loop does ahead of a step. Encoder `small`, from scratch; the slide is read
@@ -19,7 +19,7 @@ import torch
 from foveate.batch import Batch, View
 from foveate.encoders import build_encoder
 from foveate.loading.loader import CaseLoader
-from foveate.methods.base import further_loss
+from foveate.methods.base import AbstractMethod, further_loss
 from foveate.nn.generators import seeded
 from foveate.parts import find, names
 from foveate.table import Case
@@ -30,8 +30,11 @@ SLIDE = (
 )
 IMAGES = 2
 
+Row = tuple[float, float]
+"""Seconds of a step, and those of them that it waited for pixels."""
 
-def time_step(method: torch.nn.Module, task: BinaryTask, slide: Path, view: View, seed: int) -> Row:
+
+def time_step(method: AbstractMethod, task: BinaryTask, slide: Path, view: View, seed: int) -> Row:
     """Return seconds of one step, and those of waiting for pixels."""
     loader = CaseLoader(view)
     try:
@@ -53,9 +56,6 @@ def time_step(method: torch.nn.Module, task: BinaryTask, slide: Path, view: View
         return time.perf_counter() - begun, batch.seconds_reading
     finally:
         loader.close()
-
-
-Row = tuple[float, float]
 
 
 def main() -> None:

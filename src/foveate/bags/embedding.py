@@ -19,6 +19,8 @@ from foveate.nn.repeated import EmbedOnce
 from foveate.nn.replay import replay
 
 _FEATURE_CACHE_BYTES = 1 << 29
+_PARTS, _LEAST = 4, 16
+"""Parts in which the patches of a step are embedded, and the fewest patches of a part."""
 
 
 class Bag:
@@ -98,7 +100,8 @@ def embed_patches(
     """Embed patches, with gradient in the memory of one chunk.
 
     Where there is a gradient and more than one chunk, chunks are half as long: with activations,
-    half as many patches need as much memory as a chunk without.
+    half as many patches need as much memory as a chunk without. Patches that fit one chunk are
+    embedded in a few parts, so that the next part is read meanwhile.
 
     Args:
         encoder: the encoder of the patches.
@@ -115,20 +118,19 @@ def embed_patches(
     if batch.frozen_features is not None:
         vectors = encoder.project(batch.frozen_features.features(encoder, patches, chunk))
         return vectors if then is None else then(vectors.float())
-    if torch.is_grad_enabled() and sum(map(len, patches)) > chunk:
-        chunk = (chunk + 1) // 2
+    n = sum(map(len, patches))
+    is_replayed = torch.is_grad_enabled() and n > chunk
+    n_at_once = (chunk + 1) // 2 if is_replayed else min(chunk, max(_LEAST, -(-n // _PARTS)))
     # Chunks that are made without gradient keep no pixels for a second pass.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and keep_pixels):
-        chunks = batch.chunks(patches, chunk)
+    with torch.set_grad_enabled(is_replayed and keep_pixels):
+        chunks = batch.chunks(patches, n_at_once)
     learnt, once = list(encoder.parameters()), EmbedOnce(encoder)
     if then is not None:
         learnt += then.parameters()
         once = EmbedOnce(lambda x: then(encoder(x).float()))
-    if not torch.is_grad_enabled():
-        return torch.cat([once(chunks(c)) for c in range(len(chunks))])
-    if len(chunks) == 1:
-        return once(chunks(0))
-    return replay(once, learnt, chunks, len(chunks))
+    if is_replayed:
+        return replay(once, learnt, chunks, len(chunks))
+    return torch.cat([once(chunks(c)) for c in range(len(chunks))])
 
 
 def padding_mask(n_tokens: Sequence[int], device: torch.device) -> Bool[Tensor, "b n"]:

@@ -269,9 +269,13 @@ def resample_from(
     return resample(source.read(tuple(low), extent), start, step_px, shape)
 
 
-def max_block_px() -> int:
-    """Return the largest number of pixels of a block that is read at once, or beside others."""
-    return min(_SUM_PIXELS, MAX_REGION_PIXELS)
+def max_block_px(*, resampled: bool = True) -> int:
+    """Return the largest number of pixels of a block that is read at once, or beside others.
+
+    Args:
+        resampled: whether the block is resampled, or the result itself.
+    """
+    return min(_SUM_PIXELS, MAX_REGION_PIXELS) if resampled else MAX_REGION_PIXELS
 
 
 def _is_large(inside: Sequence[int], share: float) -> bool:

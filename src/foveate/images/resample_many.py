@@ -61,7 +61,7 @@ def resample_boxes(
         (whole & ~stored, first - margin, wide),
         (~whole, first - margin, wide),
     ):
-        if math.prod(size) > max_block_px():
+        if math.prod(size) > max_block_px(resampled=kind is not stored):
             read_alone |= kind
             continue
         together = len(out) if kind is stored else _count_regions(size, out)
