@@ -135,7 +135,6 @@ class AbstractImage(abc.ABC):
 
         Returns 0 only where nothing is stored, for such regions are not read. Reads no pixels.
         """
-        del level, origin_px, size_px
         return 1.0
 
     # -- what users call ----------------------------------------------------------------------
