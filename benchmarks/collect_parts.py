@@ -38,7 +38,7 @@ def answer_of(line: str, case: Case) -> dict[str, object]:
     entry: dict[str, Any] = json.loads(line)
     del entry["key"]
     entry["row"] |= {"image_id": case.image_id, "path": str(case.path)}
-    entry["picture"]["image_id"] = case.image_id
+    entry["pictures"][0]["image_id"] = case.image_id
     return entry | {"of": json.loads(json.dumps(_make_key(case)))}
 
 

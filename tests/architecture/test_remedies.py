@@ -81,6 +81,8 @@ _ARGUMENT_ERRORS = {"OptionError", "ArrayError", "BoxError"}
 WITHOUT_LITERALS = {
     ("errors.py", "_rebuild_error"): "the message that the error had in another process",
     ("loading/scan.py", "scan_cases"): "the message of the first image that failed",
+    ("loading/together.py", "open_together"): "the messages of the images that failed",
+    ("loading/together.py", "read_together"): "the messages of the images that failed",
     ("readers/__init__.py", "explain"): "caught at once; no reader sees it",
     ("streaming/trace.py", "make_refusal"): "advice by the kind of layer; a test reads it",
     ("table/__init__.py", "_check_labels"): "the message of a task, and details",

@@ -5,18 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
+from safetensors.torch import load_file
 
 from conftest import PICTURE_RUN
 from foveate.files.csvtext import parse_csv
 from foveate.images.evidence import Evidence
 from foveate.runs.folder import read_json, read_rows
-from helpers.commands import Completed, assert_refused, run_child
+from helpers.commands import (
+    Completed,
+    assert_refused,
+    command_words,
+    one_thread_environment,
+    run_child,
+)
 from helpers.feature_files import write_trident
 
 Command = Callable[..., Completed]
@@ -203,6 +213,7 @@ def test_patients_of_training_are_recognised(
     assert len(read_rows(tmp_path / "folder" / "predictions.csv")) == 12, "no table, no patients"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_ends_alike(trained: Path, table: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -219,13 +230,14 @@ def test_a_run_that_is_continued_ends_alike(trained: Path, table: Path, tmp_path
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_is_set_aside_before_training(
     table: Path, tmp_path: Path, foveate: Command
 ) -> None:
     folder = tmp_path / "in"
     shutil.copytree(table.parent, folder)
     for name in ("S02_1", "S03_0"):
-        (folder / f"{name}.png").write_bytes(b"no picture")
+        (folder / f"{name}.png").write_bytes(f"no picture {name}".encode())
     run = tmp_path / "run"
     result = foveate("train", folder / "labels.csv", "--out", run, *OPTIONS, "--refit")
     assert result.returncode == 2, result.stderr
@@ -246,6 +258,7 @@ def test_an_unreadable_image_is_set_aside_before_training(
     assert rows["P02"]["models"] == "1"
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_patients(table: Path, tmp_path: Path, foveate: Command) -> None:
     options = [word for word in OPTIONS if word not in ("--method", "mil_mean")]
     study = tmp_path / "study"
@@ -262,6 +275,7 @@ def test_methods_are_compared_on_patients(table: Path, tmp_path: Path, foveate: 
     assert audit.returncode == 0, audit.stderr
 
 
+@pytest.mark.slow
 def test_files_of_features_of_a_patient_are_joined(tmp_path: Path, foveate: Command) -> None:
     rng, rows = np.random.default_rng(0), ["case_id,slide_id,label"]
     (tmp_path / "h5").mkdir()
@@ -311,3 +325,87 @@ def test_check_hints_at_patients_with_several_images(
     (finding,) = (f for f in findings if f["kind"] == "patients")
     assert finding["severity"] == "note"
     assert "16 of 24 patients have several images (2 to 3)" in finding["text"]
+
+
+# -- learning, and kills (slow) -------------------------------------------------------------------
+
+
+def write_slide(path: Path, rng: np.random.Generator, sign: bool) -> tuple[int, int] | None:
+    """Write tissue on glass as a tiled TIFF of 0.5 um; returns the corner of the sign, if any."""
+    height, width = (int(side) for side in rng.integers(500, 700, 2))
+    y, x = np.mgrid[:height, :width]
+    tissue = ((y - height / 2) / (0.4 * height)) ** 2 + ((x - width / 2) / (0.4 * width)) ** 2 < 1
+    pixels = np.full((height, width, 3), 240.0)
+    pixels[tissue] = (215, 150, 185)
+    pixels += rng.normal(0, 6, pixels.shape) + tissue[..., None] * rng.normal(0, 14, pixels.shape)
+    corner = None
+    if sign:
+        corner = (int(height / 2 + rng.integers(-90, 30)), int(width / 2 + rng.integers(-90, 30)))
+        part = pixels[corner[0] : corner[0] + 56, corner[1] : corner[1] + 56]
+        part[...] = rng.normal((90, 60, 150), 10, part.shape)
+    tifffile.imwrite(path, pixels.clip(0, 255).astype(np.uint8), tile=(128, 128),
+                     photometric="rgb", resolution=(20_000, 20_000), resolutionunit=3)  # fmt: skip
+    return corner
+
+
+@pytest.mark.slow
+def test_a_sign_on_one_slide_of_a_patient_is_learnt(tmp_path: Path, foveate: Command) -> None:
+    """The sign decides, so that the best possible AUROC of patients is 1."""
+    rng, rows, signs = np.random.default_rng(4), [], {}
+    for p in range(28):
+        count = 2 + p % 2
+        sick = int(rng.integers(count)) if p // 2 % 2 else -1
+        for k in range(count):
+            name = f"S{p:02d}_{k}"
+            corner = write_slide(tmp_path / f"{name}.tif", rng, k == sick)
+            if corner is not None:
+                signs[f"P{p:02d}"] = (name, corner)
+            rows.append(f"{name}.tif,P{p:02d},{'ill' if sick >= 0 else 'well'}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,patient_id,label", *rows]) + "\n", encoding="utf-8")
+    run = tmp_path / "run"
+    result = foveate("train", table, "--out", run, "--bag", "patient", "--method", "abmil",
+                     "--epochs", 0, "--train.frozen-epochs", 15, "--heatmaps", 0,
+                     "--view.patch-px", 64, "--split.test-fraction", 0.5,
+                     "--task.positive", "ill")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert read_json(run / "metrics.json")["metrics"]["auroc"]["value"] >= 0.95
+    found, ill = 0, 0
+    for row in read_rows(run / "predictions_oof.csv"):
+        if row["patient_id"] in signs:
+            ill += 1
+            name, corner = signs[row["patient_id"]]
+            shares = dict(zip(row["images"].split("|"), map(float, row["shares"].split("|")),
+                              strict=True))  # fmt: skip
+            evidence = Evidence.load(run / "heatmaps" / f"{name}.npz")
+            middle = evidence.origin_um + evidence.size_um / 2
+            sign_um = 0.5 * (np.asarray(corner) + 28)
+            near = np.abs(middle - sign_um).max(1) < 32
+            at_sign = evidence.weight[near].sum() / max(evidence.weight.sum(), 1e-12)
+            found += shares[name] == max(shares.values()) and at_sign > near.mean()
+    assert found >= 0.8 * ill > 0, "the weight lies on the slide with the sign, and there at it"
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_an_undisturbed_one(table: Path, tmp_path: Path) -> None:
+    options = (*PICTURE_RUN, "--bag", "patient", "--epochs", 3, "--heatmaps", 0)
+    words = [*options, "--train.batch-size", 4, "--train.checkpoint-seconds", 0.05]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_child("train", table, "--out", whole, *words).returncode == 0
+    child = subprocess.Popen(
+        command_words("train", table, "--out", killed, *words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=one_thread_environment(),
+    )
+    while not (killed / "fold_0" / "metrics.csv").is_file():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    assert child.wait() != 0
+    assert not (killed / "metrics.json").exists(), "it was killed in training"
+    assert run_child("train", table, "--out", killed, *words).returncode == 0
+    model = "fold_0/model/model.safetensors"
+    weights, expected = (load_file(run / model) for run in (killed, whole))
+    assert all(weights[name].equal(expected[name]) for name in expected)
+    assert read_json(killed / "metrics.json") == read_json(whole / "metrics.json")

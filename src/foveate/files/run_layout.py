@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 
 class _Entry:
@@ -52,6 +52,11 @@ class HeatmapLayout(AbstractLayout):
     """The folder of evidence and pictures, with an index of the pictures."""
 
     index = _Entry("index.json")
+
+
+def name_case(entry: Mapping[str, Any]) -> str:
+    """Return the id of the case that an entry of the index of pictures belongs to."""
+    return str(entry.get("case") or entry.get("image_id", ""))
 
 
 class PredictionLayout(AbstractLayout):

@@ -32,13 +32,13 @@ from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.identical import image_state
 from foveate.files.journal import Journal, read_entries
-from foveate.files.run_layout import HeatmapLayout, PredictionLayout
+from foveate.files.run_layout import HeatmapLayout, PredictionLayout, name_case
 from foveate.loading.loader import CaseLoader
 from foveate.messages.display import Display, OnProgress, SetAsideMessages
 from foveate.prediction.answer import AnswerOrFailure, Failure
 from foveate.prediction.job_array import JobPart
 from foveate.prediction.options import PredictOptions
-from foveate.prediction.pictures import forget_files, list_files, name_case, write_files
+from foveate.prediction.pictures import forget_files, list_files, write_files
 from foveate.prediction.predict import predict_cases
 from foveate.prediction.rows import build_row, name_columns
 from foveate.prediction.workers import AbstractWorkers, CaseJob, map_cases

@@ -190,11 +190,6 @@ def write_files(
     return entries
 
 
-def name_case(entry: Mapping[str, Any]) -> str:
-    """Return the id of the case that an entry of the index of pictures belongs to."""
-    return str(entry.get("case") or entry.get("image_id", ""))
-
-
 def list_files(folder: Path, entry: Mapping[str, Any]) -> list[Path]:
     """Return the files of one image of an answer: its evidence, and its pictures.
 

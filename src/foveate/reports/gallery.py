@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from foveate.files.run_layout import name_case
 from foveate.parts import find, names
-from foveate.prediction.pictures import name_case
 from foveate.presentation import Verdict
 from foveate.reports.run_files import Row
 from foveate.tasks.base import AbstractTask

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from foveate.errors import CheckpointError
-from foveate.files.run_layout import FoldLayout, HeatmapLayout, RunLayout
-from foveate.prediction.pictures import list_files, name_case
+from foveate.files.run_layout import FoldLayout, HeatmapLayout, RunLayout, name_case
+from foveate.prediction.pictures import list_files
 from foveate.runs.folder import read_json
 
 
