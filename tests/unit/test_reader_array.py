@@ -146,9 +146,9 @@ def test_pickles_are_never_run(tmp_path: Path, name: str, capfd) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.zeros(9), "an array of shape (9,); expected a picture (y, x)"),
-        (np.zeros((2, 3, 4, 5)), "an array of shape (2, 3, 4, 5); expected a picture"),
-        (np.zeros((9, 0)), "an array of shape (9, 0); expected a picture"),
+        (np.zeros(9), "an array of shape (9,); save a picture (y, x)"),
+        (np.zeros((2, 3, 4, 5)), "an array of shape (2, 3, 4, 5); save a picture"),
+        (np.zeros((9, 0)), "an array of shape (9, 0); save a picture"),
         (np.zeros((9, 9), complex), "an array of complex128, which is not read"),
         (np.full((9, 9), np.nan), "holds no finite number; make the image again"),
     ],

@@ -161,7 +161,7 @@ def _choose_entry(path: Path, archive: zipfile.ZipFile, name: str | None) -> str
         )
     if name is None and len(arrays) > 1:
         raise UnsupportedFormat(
-            f"{path}: holds {len(arrays)} arrays ({several(arrays)}); choose one with "
+            f"{path}: holds {len(arrays)} arrays ({several(arrays)}); name one with "
             "--reader.array.name NAME"
         )
     return f"{name or arrays[0]}.npy"

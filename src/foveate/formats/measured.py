@@ -43,7 +43,7 @@ class MeasuredValues:
         self._path, self._count, self._what = path, count, what
         self.scale = scale
 
-    def choose(self, values: Shaped[np.ndarray, ...]) -> None:
+    def choose(self, values: Shaped[np.ndarray, "*shape"]) -> None:
         """Choose the scale from a sample of the values.
 
         Args:

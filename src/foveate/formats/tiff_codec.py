@@ -97,13 +97,13 @@ class Coding:
         """Whether samples are measured values, whose black and white are to be chosen."""
         return self.dtype.kind != "u" or self.dtype.itemsize > 2
 
-    def row_bytes(self, width: int) -> int:
+    def row_bytes(self, width_px: int) -> int:
         """Return the bytes of an unpacked row.
 
         Args:
-            width: its pixels.
+            width_px: its pixels.
         """
-        n = width * self.stored_samples
+        n = width_px * self.stored_samples
         return -(-n // 8) if self.is_bilevel else n * self.dtype.itemsize
 
 

@@ -59,7 +59,7 @@ class ArrayReader(AbstractReader):
         self.channels, space = (3, shape[:2]) if in_colour else (1, shape)
         if len(space) not in (2, 3) or min(space) < 1:
             raise UnsupportedFormat(
-                f"{path}: an array of shape {self._facts.shape}; expected a picture (y, x) or "
+                f"{path}: an array of shape {self._facts.shape}; save a picture (y, x) or "
                 "(y, x, 3), or a volume (z, y, x)"
             )
         self.kind = "volume" if len(space) == 3 else "picture"
