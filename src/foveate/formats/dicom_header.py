@@ -97,17 +97,35 @@ def read_header(
         UnreadableImage: the file is damaged, or has too many elements.
         ImageTooLarge: its elements are packed, and more than 128 MiB when unpacked.
     """
+    return read_header_and_end(path, tags, last_tag)[0]
+
+
+def read_header_and_end(
+    path: Path, tags: Sequence[int | str] | None, last_tag: int
+) -> tuple[Dataset, int]:
+    """Read elements as `read_header` does, and return the first byte behind the last one too.
+
+    Args:
+        path: the file.
+        tags: tags or keywords of the elements to read; None for all.
+        last_tag: no element behind this tag is read.
+
+    Raises:
+        UnreadableImage: the file is damaged, or has too many elements.
+        ImageTooLarge: its elements are packed, and more than 128 MiB when unpacked.
+    """
     from pydicom.filereader import read_partial
     from pydicom.tag import Tag
 
     with reading_dicom(path), _open(path) as file:
-        return read_partial(
+        header = read_partial(
             file,
             stop_when=lambda tag, vr, length: tag > last_tag,
             defer_size=_DEFERRED_BYTES,
             force=True,
             specific_tags=None if tags is None else [Tag(tag) for tag in tags],
         )
+        return header, file.tell()
 
 
 def read_file(path: Path) -> Dataset:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
-from foveate.formats.dicom_header import reading_dicom, transfer_syntax
+from foveate.formats.dicom_header import read_header_and_end, reading_dicom, transfer_syntax
 from foveate.formats.tiff_codec import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, YCBCR, Coding
 from foveate.geometry import Vector
 from foveate.images.stated import check_spacing
@@ -51,11 +51,8 @@ _TAGS = (
     *("InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber"),
     "SharedFunctionalGroupsSequence",
 )
-_FRAME_GROUPS = 0x52009230
-"""The list of frames (Per-Frame Functional Groups Sequence), which stands before the pixels."""
-_MAX_READS = 200_000
-"""The largest number of pieces in which pydicom reads a header; it takes seconds."""
-_DEFERRED_BYTES = 1 << 16
+_BEFORE_FRAMES = 0x5200922F
+"""The last tag before the list of frames (Per-Frame Functional Groups Sequence)."""
 _UM_PER_MM = 1e3
 _IMPLICIT = "1.2.840.10008.1.2"
 _STACKS = ("TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths")
@@ -137,37 +134,14 @@ class SlideFile:
     end: int
 
 
-class _BoundedFile:
-    """A file that may be read a limited number of times, so that no header takes hours."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._reads = file, 0
-        self.seek, self.tell, self.name = file.seek, file.tell, file.name
-
-    def read(self, n: int = -1) -> bytes:
-        self._reads += 1
-        if self._reads > _MAX_READS:
-            raise UnreadableImage(f"{self.name}: its header has too many elements{AGAIN}")
-        return self._file.read(n)
-
-
 def read_member(path: Path) -> Member:
     """Read the header of one file of a slide.
 
     Raises:
         UnreadableImage: the header is damaged.
     """
-    from pydicom.filereader import read_partial
-    from pydicom.tag import Tag
-
-    with reading_dicom(path), path.open("rb") as file:
-        header = read_partial(
-            cast("Any", _BoundedFile(file)),
-            stop_when=lambda tag, vr, length: tag >= _FRAME_GROUPS,
-            defer_size=_DEFERRED_BYTES,
-            force=True,
-            specific_tags=[Tag(tag) for tag in _TAGS],
-        )
+    with reading_dicom(path):
+        header, end = read_header_and_end(path, _TAGS, _BEFORE_FRAMES)
         image_type = _image_type(header)
         place = _text(header, "FrameOfReferenceUID"), _text(header, "ContainerIdentifier")
         return Member(
@@ -177,7 +151,7 @@ def read_member(path: Path) -> Member:
             place=place if all(place) else None,
             kind=next((word for word in image_type if word in _OTHER_KINDS), "VOLUME"),
             header=header,
-            end=file.tell(),
+            end=end,
         )
 
 
