@@ -109,3 +109,27 @@ def test_importing_the_readers_is_light():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+VENDORS = {
+    "vendor_wsi/aperio/CMU-1-Small-Region.svs": "TiffReader",
+    "vendor_wsi/dicom_cmu1_pyramid": "DicomSlideReader",
+    "vendor_wsi/generic_tiff/boxes.tiff": "TiffReader",
+    "vendor_wsi/generic_tiff/test.tif": "TiffReader",
+    "vendor_wsi/hamamatsu/test3-DAPI-2-(387).ndpi": "OpenSlideReader",
+    "vendor_wsi_emulated/aperio_jp2k_33005.svs": "TiffReader",
+    "vendor_wsi_emulated/dicom": "DicomSlideReader",
+    "vendor_wsi_emulated/flat.jpg": "PictureReader",
+    "vendor_wsi_emulated/flat_rgba.png": "PictureReader",
+    "vendor_wsi_emulated/flat_strips_deflate.tif": "TiffReader",
+    "vendor_wsi_emulated/leica.scn": "OpenSlideReader",
+    "vendor_wsi_emulated/philips.tiff": "OpenSlideReader",
+    "vendor_wsi_emulated/pyramid.ome.tif": "TiffReader",
+    "vendor_wsi_emulated/trestle.tif": "OpenSlideReader",
+}
+
+
+@pytest.mark.parametrize("name", VENDORS)
+def test_each_vendors_file_has_its_reader(name: str, shared_data: Path) -> None:
+    with open_image(shared_data / name) as image:
+        assert type(image).__name__ == VENDORS[name]

@@ -26,6 +26,8 @@ _GROUP = re.compile(rb"\xe0\x7f(?:\x10\x00(?:O[BW]\0\0|.{4})|\x01\x00OV\0\0)", r
 _BEGINS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 """How a JPEG and a JPEG 2000 begin."""
 _MAX_ITEMS_PER_FRAME = 64
+_MAX_LIST_BYTES = 1 << 30
+"""The longest list of frames that is searched; a million frames have less."""
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 """First byte and number of bytes of each frame, ``(n,)``; of compressed ones with their items."""
@@ -54,9 +56,9 @@ def find_group(content: bytes, begin: int) -> int:
         begin: the byte to search from, behind the icon that a header may hold.
 
     Returns:
-        -1 where the file has no pixels.
+        -1 where the file has no pixels, or they do not begin within a gigabyte.
     """
-    match = _GROUP.search(content, begin)
+    match = _GROUP.search(content, begin, begin + _MAX_LIST_BYTES)
     return -1 if match is None else match.start()
 
 
