@@ -18,6 +18,7 @@ from foveate.formats.dicom_header import read_header_and_end, reading_dicom, tra
 from foveate.formats.tiff_codec import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, YCBCR, Coding
 from foveate.geometry import Vector
 from foveate.images.stated import check_spacing
+from foveate.wording import one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -278,6 +279,6 @@ def make_coding_error(path: Path, part: str) -> UnsupportedFormat:
         part: what of its coding is not read.
     """
     return UnsupportedFormat(
-        f"{path}: this DICOM slide stores {part}, which is not read; export it with JPEG or JPEG "
-        "2000, in RGB or grey"
+        f"{path}: this DICOM slide stores {one_line(part)}, which is not read; export it with "
+        "JPEG or JPEG 2000, in RGB or grey"
     )

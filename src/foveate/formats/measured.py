@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
-from jaxtyping import Shaped, UInt16
+from jaxtyping import Float64, Shaped, UInt16
 
 from foveate.errors import UnreadableImage
 from foveate.formats.grey_scale import HOUNSFIELD, GreyScale, choose_scale, kind_of_values
@@ -52,7 +52,7 @@ class MeasuredValues:
         Raises:
             UnreadableImage: the sample holds no finite number.
         """
-        values = values.astype(np.float64).ravel()
+        values = _as_doubles(values).ravel()
         values = values[np.isfinite(values)]
         if not values.size:
             kind = "volume" if self._what == "voxel" else "image"
@@ -72,7 +72,7 @@ class MeasuredValues:
             values: the values, once the scale is chosen.
         """
         assert self.scale is not None
-        values = values.astype(np.float64, copy=False)
+        values = _as_doubles(values)
         known = np.isfinite(values)
         if not known.all():
             text = f"{self._what}s that are no finite numbers are read as black"
@@ -80,3 +80,9 @@ class MeasuredValues:
             self._count.add(unknown_px=int(known.size - known.sum()))
             values = np.where(known, values, self.scale.values[0])
         return self.scale.convert(values)
+
+
+def _as_doubles(values: Shaped[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Convert values to doubles; signalling NaNs of damaged files are no reason for a warning."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64, copy=False)

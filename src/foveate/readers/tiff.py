@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +133,7 @@ class TiffReader(AbstractBlockReader):
             )
         return self._measured.convert(samples)
 
-    def _sample_values(self) -> NDArray[np.float64]:
+    def _sample_values(self) -> NDArray[Any]:
         """Return up to about a million values of level 0, ``(n,)``, from blocks all over it."""
         grid = self._grids[0]
         stored = np.flatnonzero(grid.stored.ravel())
@@ -141,10 +141,10 @@ class TiffReader(AbstractBlockReader):
         chosen = np.random.default_rng(0).choice(stored, n, replace=False)  # a grid could alias
         corners = np.stack(np.divmod(chosen, grid.grid[1]), axis=1) * grid.block
         blocks = [block for block, _ in plan_blocks(grid, corners.astype(np.int64), (1, 1))]
-        values = [np.empty(0)]
+        values = []
         for block, content in self._read_bytes(blocks):
             shape, shown = stored_shape(grid, block), visible_shape(grid, block)
             samples = self._decode_samples(grid, content, shape, shown)[: shown[0], : shown[1]]
             step = math.ceil(math.sqrt(samples.size * n / _SAMPLED))
-            values.append(samples[::step, ::step].astype(np.float64).ravel())
-        return np.concatenate(values)
+            values.append(samples[::step, ::step].ravel())
+        return np.concatenate(values) if values else np.empty(0)
