@@ -17,7 +17,7 @@ import numpy as np
 import foveate
 from foveate.errors import UnreadableImage
 from foveate.geometry import Box, Frame
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.readers.base import AbstractReader
 
 MARK = b"P6"

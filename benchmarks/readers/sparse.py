@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.canvas import MAGIC, Canvas, read_canvas, render_coarse
 from foveate.errors import ImageTooLarge, UnreadableImage
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.geometry import Box, Frame
-from foveate.images.image import AbstractImage, Kind, Level
+from foveate.images.image import AbstractImage
+from foveate.images.level import Kind, Level
 from foveate.images.resample import resample
 
 

@@ -127,7 +127,7 @@ READER = '''
 import numpy as np
 
 from foveate.errors import UnreadableImage
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.readers.base import AbstractReader
 
 

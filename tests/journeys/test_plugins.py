@@ -64,7 +64,7 @@ import struct
 import numpy as np
 
 from foveate.errors import UnreadableImage
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.readers.base import AbstractReader
 
 MARK = b"RAWIMG1"

@@ -272,7 +272,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.readers.base import AbstractReader
 
 

@@ -71,7 +71,7 @@ def test_a_reader_in_a_plugin_folder_takes_part(tmp_path):
 
 PLAIN_READER = '''
 import numpy as np
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.readers.base import AbstractReader
 
 

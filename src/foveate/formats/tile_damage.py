@@ -15,7 +15,7 @@ from foveate.formats.markers import DamagedBlock
 from foveate.formats.tiff_blocks import plan_blocks
 from foveate.formats.tiff_grid import BlockGrid
 from foveate.formats.tiff_index import read_jpeg_tiles
-from foveate.images.image import Level
+from foveate.images.level import Level
 
 log = logging.getLogger("foveate")
 

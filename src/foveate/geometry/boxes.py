@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from foveate.errors import BoxError
-from foveate.geometry import Box, Frame, Vector, points_px_from_um
+from foveate.geometry import Box, Frame, Vector, points_px_from_um, points_um_from_px
 
 Origins = Float64[np.ndarray, "n d"]
 """Corners of boxes ``(n, d)``."""
@@ -68,3 +68,15 @@ def place_boxes(
     if all(abs(step - 1) < _ROUNDING_STEP for step in step_px):
         step_px = (1.0,) * len(step_px)
     return origin_px, step_px
+
+
+def move_to_pixels(origin_um: Origins, spacing_um: Vector) -> Origins:
+    """Move corners ``(n, d)`` of boxes to the nearest whole pixels of a level.
+
+    Args:
+        origin_um: the corners.
+        spacing_um: spacing of the level, per axis.
+    """
+    zero = (0.0,) * len(spacing_um)
+    origin_px = np.round(points_px_from_um(origin_um, spacing_um, zero))
+    return points_um_from_px(origin_px, spacing_um, zero)

@@ -34,7 +34,8 @@ from foveate.geometry import (
 )
 from foveate.geometry.boxes import Origins
 from foveate.images.evidence import Evidence, Floats
-from foveate.images.image import AbstractImage, Level
+from foveate.images.image import AbstractImage
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.images.stored import StoredPatches, Vectors
 

@@ -11,7 +11,6 @@ import abc
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, final
@@ -23,42 +22,24 @@ from foveate.geometry import (
     Box,
     Frame,
     Vector,
-    points_px_from_um,
-    points_um_from_px,
     shape_from_size_um,
     size_um_from_shape,
     spacing_um_from_downsample,
     spacing_um_from_shape,
     um_from_px0,
 )
-from foveate.geometry.boxes import Origins, group_by_size, place_boxes
+from foveate.geometry.boxes import Origins, group_by_size, move_to_pixels, place_boxes
 from foveate.images.border import border_median, read_padded
+from foveate.images.level import Kind, Level
 from foveate.images.read_count import ReadCount
 from foveate.images.resample import Corners, Pixels, Source
 from foveate.images.resample_many import resample_boxes
 from foveate.images.stored import StoredPatches
 
-Kind = Literal["slide", "picture", "volume", "features"]
-
 MAX_GLIMPSE_PIXELS = 1 << 26
 """The largest glimpse in pixels, since it must fit in memory; larger ones are refused."""
 
 _LEVEL_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution of a pyramid.
-
-    Attributes:
-        shape: pixels per axis, ``(z,) y, x``.
-        downsample: level-0 pixels per pixel of this level, per axis; need not be whole numbers.
-        tile: pixels of a stored tile per axis, or None where the file stores no tiles.
-    """
-
-    shape: tuple[int, ...]
-    downsample: Vector
-    tile: tuple[int, ...] | None = None
 
 
 class AbstractImage(abc.ABC):
@@ -223,10 +204,9 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels of the border cannot be decoded.
         """
         if self._background is None:
-            colour = self._stated_background()
-            if colour is None:
-                read = functools.partial(self._read_converting, len(self.levels) - 1)
-                colour = border_median(read, self.levels[-1].shape)
+            stated = self._stated_background()
+            read = functools.partial(self._read_converting, len(self.levels) - 1)
+            colour = border_median(read, self.levels[-1].shape) if stated is None else stated
             self._background = np.asarray(colour).astype(self.dtype)
         return self._background
 
@@ -349,9 +329,7 @@ class AbstractImage(abc.ABC):
         stored_um = spacing_um_from_downsample(self.known_spacing_um, level.downsample)
         if self.ndim > 2 and not np.allclose(stored_um, spacing_um, rtol=1e-9):
             return origin_um
-        corner_um = (0.0,) * self.ndim
-        origin_px = np.round(points_px_from_um(origin_um, stored_um, corner_um))
-        return points_um_from_px(origin_px, stored_um, corner_um)
+        return move_to_pixels(origin_um, stored_um)
 
     @final
     def glimpse(self, spacing_um: float) -> Pixels:

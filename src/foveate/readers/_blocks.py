@@ -44,7 +44,7 @@ from foveate.formats.tiff_grid import BlockGrid
 from foveate.formats.tiff_levels import cut_region, stored_share
 from foveate.geometry import fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Corners, Pixels, resample, white_value
 from foveate.images.stated import level_downsample
 from foveate.readers.base import AbstractReader

@@ -13,7 +13,7 @@ from foveate.errors import UnreadableImage, UnsupportedFormat
 from foveate.formats.array_file import NPY, is_archive, read_facts, read_values
 from foveate.formats.grey_scale import parse_limits, sampling_step
 from foveate.formats.measured import MeasuredValues
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
 

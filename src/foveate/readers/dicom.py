@@ -23,7 +23,7 @@ from foveate.formats.dicom_series import (
 from foveate.formats.dicom_stack import stack_slices
 from foveate.formats.dicom_values import Scale, parse_window
 from foveate.formats.dicom_volume import DicomVolume
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.messages.warn import warn_once
 from foveate.readers.base import AbstractReader

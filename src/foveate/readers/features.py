@@ -21,7 +21,7 @@ from foveate.cache import ByteCache
 from foveate.errors import UnreadableImage
 from foveate.formats.feature_file import FeatureFile, read_feature_file
 from foveate.formats.hdf5 import MARK, open_hdf5
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.images.stored import Vectors
 from foveate.readers.base import AbstractReader

@@ -18,7 +18,7 @@ from foveate.errors import AGAIN, ImageTooLarge, UnreadableImage
 from foveate.formats.grey_scale import sampling_step
 from foveate.formats.measured import MeasuredValues
 from foveate.formats.nifti_header import read_header
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
 

@@ -21,7 +21,7 @@ from foveate.formats.tiff_index import is_coding_read, refuse_unlisted
 from foveate.formats.tile_damage import TileCheck
 from foveate.geometry import Box, Frame, fine_px_from_coarse_px
 from foveate.images.alpha import flatten_alpha
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.images.stated import check_spacing, level_downsample, parse_number
 from foveate.readers.base import AbstractReader

@@ -31,7 +31,7 @@ from foveate.formats.jpeg_damage import StagedFile, find_scan
 from foveate.formats.markers import DamagedBlock
 from foveate.formats.orientation import Orientation
 from foveate.images.alpha import flatten_alpha
-from foveate.images.image import Level
+from foveate.images.level import Level
 from foveate.images.resample import Pixels
 from foveate.readers.base import AbstractReader
 
