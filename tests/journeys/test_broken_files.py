@@ -62,7 +62,7 @@ def visit(path: str) -> dict[str, object]:
 
 
 def start_visitor(paths: list[str]) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     for path in paths:
         signal.alarm(SECONDS_PER_FILE)
         print(json.dumps({"path": path, **visit(path)}), flush=True)

@@ -44,7 +44,15 @@ def main() -> None:
 
 def _load_libraries() -> None:
     """Import what readers import when they open their first file, whose time would count it."""
-    names = ("PIL.Image", "tifffile", "imagecodecs", "nibabel", "openslide", "scipy.ndimage")
+    names = (
+        "PIL.Image",
+        "tifffile",
+        "imagecodecs",
+        "nibabel",
+        "openslide",
+        "scipy.ndimage",
+        "torch",
+    )
     for name in (*names, "pydicom.pixels"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
