@@ -64,11 +64,9 @@ class UnreadableImage(FoveateError, OSError):
 class UnreadableMember(UnreadableImage):
     """Some of a patient's images cannot be read; `reasons` say why, by image id."""
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
-        first = next(iter(reasons.values()))
-        more = f" (and {len(reasons) - 1} more images of the patient)" if len(reasons) > 1 else ""
-        super().__init__(first + more)
-        self.reasons = dict(reasons)
+    def __init__(self, message: str, reasons: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
 
 
 class UnsupportedFormat(FoveateError, ValueError):

@@ -315,7 +315,7 @@ class ComposedImage(AbstractImage):
         except FoveateError as error:
             if out_of_files(error):
                 raise
-            raise UnreadableMember({slot.image_id: str(error)}) from error
+            raise UnreadableMember(str(error), {slot.image_id: str(error)}) from error
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def open_together(
             with _noting(member, unreadable):
                 images.append((member.image_id, opened.enter_context(open_image(member))))
         if unreadable:
-            raise UnreadableMember(unreadable)
+            raise UnreadableMember(_join_reasons(unreadable), unreadable)
         step_um = length_um_from_px(float(_STEP_PX), view.glimpse_spacing_um)
         composed = compose_images(images, step_um=step_um, margin_um=view.patch_um / 2)
         n_pixels = math.prod(glimpse_shape(composed, view.glimpse_spacing_um))
@@ -89,7 +89,7 @@ def read_together(
             place = locate_glimpse(slot, view)
             glimpse[place], contrast[place] = loaded.glimpse, loaded.contrast
     if unreadable:
-        raise UnreadableMember(unreadable)
+        raise UnreadableMember(_join_reasons(unreadable), unreadable)
     return LoadedImage(case.image_id, composed, glimpse, contrast)
 
 
@@ -117,6 +117,12 @@ def _window(
         for corner_um in (begin_um, end_um)
     )
     return tuple(map(slice, first, end))
+
+
+def _join_reasons(reasons: Mapping[str, str]) -> str:
+    """Return the first of the reasons why images cannot be read, and the number of the others."""
+    more = f" (and {len(reasons) - 1} more images of the patient)" if len(reasons) > 1 else ""
+    return next(iter(reasons.values())) + more
 
 
 @contextlib.contextmanager
