@@ -221,11 +221,10 @@ class AbstractImage(abc.ABC):
             UnreadableImage: pixels of the border cannot be decoded.
         """
         if self._background is None:
-            colour = self._stated_background()
-            if colour is None:
-                read = functools.partial(self._read_converting, len(self.levels) - 1)
-                colour = border_median(read, self.levels[-1].shape)
-            self._background = np.asarray(colour).astype(self.dtype)
+            stated = self._stated_background()
+            read = functools.partial(self._read_converting, len(self.levels) - 1)
+            border = border_median(read, self.levels[-1].shape) if stated is None else stated
+            self._background = np.asarray(border).astype(self.dtype)
         return self._background
 
     @final
