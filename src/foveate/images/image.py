@@ -206,8 +206,8 @@ class AbstractImage(abc.ABC):
         if self._background is None:
             stated = self._stated_background()
             read = functools.partial(self._read_converting, len(self.levels) - 1)
-            colour = border_median(read, self.levels[-1].shape) if stated is None else stated
-            self._background = np.asarray(colour).astype(self.dtype)
+            border = border_median(read, self.levels[-1].shape) if stated is None else stated
+            self._background = np.asarray(border).astype(self.dtype)
         return self._background
 
     @final

@@ -78,7 +78,7 @@ def resample_boxes(
 
 def _count_regions(size: tuple[int, ...], out: Pixels) -> int:
     """Count the regions of `size` pixels like those of `out` that fit `_REGION_BYTES`."""
-    n_bytes = int(math.prod(size) * out.shape[-1] * out.itemsize)
+    n_bytes: int = math.prod(size) * out.shape[-1] * out.itemsize
     return max(1, _REGION_BYTES // n_bytes)
 
 
