@@ -147,3 +147,23 @@ def test_the_scanner_of_a_series_is_read(tmp_path: Path) -> None:
     with open_image(series) as image:
         assert read_origin(series, image.reader).device == "Maker · Model 7"
         assert read_origin(series / "IM0002", image.reader).device == "Maker · Model 7"
+
+
+def test_check_opens_the_series_that_training_will_take(tmp_path: Path, foveate: Command) -> None:
+    rows = []
+    for i, label in enumerate(("ill", "well")):
+        for number in (1, 2):
+            folder = write_series(tmp_path / f"s{number}", noise(i), SeriesNumber=number)
+            for path in folder.iterdir():
+                target = tmp_path / f"P{i}" / f"{number}{path.name}"
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+        rows.append((f"P{i}", label))
+    table = write_table(tmp_path / "labels.csv", rows)
+    words = ("check", str(table), "--out", str(tmp_path / "c"), "--workers", "1")
+    chosen = foveate(*words, "--reader.dicom.series", "2")
+    assert [row["kind"] for row in read_rows(tmp_path / "c" / "check.csv")] == ["volume"] * 2
+    assert "2 series" not in chosen.stdout
+    assert "--reader.dicom.series 2" in chosen.stdout
+    refused = foveate("check", str(table), "--train.lr", "1")
+    assert "no section 'train' here: see `foveate check --help`" in refused.stderr

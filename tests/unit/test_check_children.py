@@ -14,7 +14,7 @@ import pytest
 
 from conftest import picture
 from foveate import parts
-from foveate.checks.children import ProbeLimits, probe_all
+from foveate.checks.children import ProbeOptions, probe_all
 
 READER = '''
 """A reader of files that begin with a word: what it does then."""
@@ -57,7 +57,7 @@ class Wild(AbstractReader):
     def recognises(cls, path, head):
         return head.split(b" ")[0].isupper() and head.endswith(b"!")
 '''
-LIMITS = ProbeLimits(seconds=8, memory_gib=2.0)
+LIMITS = ProbeOptions(seconds=8, memory_gib=2.0)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_each_bad_file_costs_only_itself(wild: Path) -> None:
 
 def test_no_child_outlives_the_check(wild: Path) -> None:
     hanging = [write_wild(wild, "HANG"), picture(wild / "a.png", 1)]
-    probing = probe_all(hanging, 2, ProbeLimits(60, 2.0))
+    probing = probe_all(hanging, 2, ProbeOptions(60, 2.0))
     next(probing)
     children = [p for p in psutil.Process().children() if "foveate.checks.child" in _words(p)]
     assert children
@@ -119,9 +119,9 @@ def test_a_child_ends_itself_when_the_command_has_been_killed(wild: Path) -> Non
     path = write_wild(wild, "HANG")
     code = (
         "from pathlib import Path\nfrom foveate.parts import add_plugin_folder\n"
-        "from foveate.checks.children import ProbeLimits, probe_all\n"
+        "from foveate.checks.children import ProbeOptions, probe_all\n"
         f"add_plugin_folder(Path({str(wild / 'plugins')!r}))\n"
-        f"list(probe_all([Path({str(path)!r})], 1, ProbeLimits(2, 2.0)))\n"
+        f"list(probe_all([Path({str(path)!r})], 1, ProbeOptions(2, 2.0)))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         end = time.monotonic() + 60

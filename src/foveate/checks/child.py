@@ -1,4 +1,4 @@
-"""The child process of a check: reads paths, one JSON text a line, and answers each with a line.
+"""The child process of a check: reads paths with options of readers, and answers each with a line.
 
 Started by `foveate.checks.children` as ``python -m foveate.checks.child``. What libraries print
 cannot disturb the answers, which go to a copy of standard output. A file that takes too long ends
@@ -36,7 +36,8 @@ def main() -> None:
     _limit_memory(memory_bytes)
     for line in sys.stdin:
         signal.alarm(seconds + _SLACK_S)
-        answer = probe(Path(json.loads(line)))
+        path, readers = json.loads(line)
+        answer = probe(Path(path), readers)
         signal.alarm(0)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -12,11 +12,12 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foveate.parts import plugin_folders
+from foveate.readers import ReaderOptions
 
 _FIRST_S = 120
 """Seconds that a child may take to start, besides the limit for its first file."""
@@ -25,19 +26,21 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ProbeLimits:
-    """ProbeLimits for the opening of one image.
+class ProbeOptions:
+    """How one image is opened, and its limits.
 
     Attributes:
         seconds: time until the child that opens it is ended.
         memory_gib: memory that the child may allocate.
+        readers: options of readers.
     """
 
     seconds: int
     memory_gib: float
+    readers: ReaderOptions = field(default_factory=dict)
 
 
-def probe_all(paths: Sequence[Path], n: int, limits: ProbeLimits) -> Iterator[tuple[Path, Answer]]:
+def probe_all(paths: Sequence[Path], n: int, limits: ProbeOptions) -> Iterator[tuple[Path, Answer]]:
     """Probe images in child processes, and yield the answer about each as soon as it is there.
 
     A child probes many images. If one makes it crash, hang or use too much memory, only this image
@@ -83,7 +86,7 @@ def _serve(
 class _Child:
     """A child process that is started when it is needed, and started again after its end."""
 
-    def __init__(self, limits: ProbeLimits) -> None:
+    def __init__(self, limits: ProbeOptions) -> None:
         self._limits = limits
         self._process: subprocess.Popen[str] | None = None
         self._n_answers = 0
@@ -108,7 +111,7 @@ class _Child:
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(os.fspath(path)) + "\n")
+            process.stdin.write(json.dumps([os.fspath(path), self._limits.readers]) + "\n")
             process.stdin.flush()
         wait_s = limit + (_FIRST_S if fresh else 0)
         if not select.select([process.stdout], [], [], wait_s)[0]:
@@ -183,7 +186,7 @@ def _describe_slow(path: Path, seconds: int) -> str:
     )
 
 
-def _describe_end(path: Path, code: int, limits: ProbeLimits) -> str:
+def _describe_end(path: Path, code: int, limits: ProbeOptions) -> str:
     """Describe why a child has ended that was asked about an image."""
     if code == -14:  # SIGALRM
         return _describe_slow(path, limits.seconds)

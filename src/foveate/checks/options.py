@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from foveate import defaults
 from foveate.parts.fields import option
@@ -22,6 +23,8 @@ class CheckOptions(TableOptions):
         seconds: time that the opening of one image may take.
         memory_gib: memory that the opening of one image may take.
         workers: number of processes that open images; by default one for each of up to four cores.
+        reader_options: options of readers, by the name of the reader, as you will give them to
+            ``train``.
 
     Example:
         >>> foveate.CheckOptions(seconds=120).memory_gib
@@ -35,3 +38,4 @@ class CheckOptions(TableOptions):
     seconds: Annotated[int, Within(1, 86_400)] = 60
     memory_gib: Annotated[float, Within(0, 4096)] = 4.0
     workers: Annotated[int, Within(1, 256)] | None = option(None, shown="up to 4")
+    reader_options: Mapping[str, Mapping[str, Any]] | None = None

@@ -28,7 +28,7 @@ from foveate.images.likeness import is_blank
 from foveate.images.resample import Pixels, white_value
 from foveate.images.respaced import RespacedImage
 from foveate.messages.warn import reset_warnings
-from foveate.readers import open_image
+from foveate.readers import ReaderOptions, open_image
 from foveate.wording import one_line
 
 GLIMPSE_PX = {2: 512, 3: 96}
@@ -42,11 +42,12 @@ _LEAST_CONTRAST = 8
 """Contrast in grey levels of 255 from which a pixel of a slide is tissue."""
 
 
-def probe(path: Path) -> dict[str, Any]:
+def probe(path: Path, readers: ReaderOptions | None = None) -> dict[str, Any]:
     """Open an image, read regions of every level, and return its facts as plain values.
 
     Args:
         path: the file, or a folder that is one image.
+        readers: options of readers, see `foveate.readers.open_image`.
 
     Returns:
         the fields of `ImageRecord`; or ``failed``, why the image cannot be used.
@@ -57,7 +58,7 @@ def probe(path: Path) -> dict[str, Any]:
     reset_warnings()
     try:
         with converting(path):
-            return asdict(_collect(path, messages.lines))
+            return asdict(_collect(path, readers, messages.lines))
     except FoveateError as error:
         return {"failed": one_line(str(error))}
     finally:
@@ -75,9 +76,9 @@ class _Messages(logging.Handler):
         self.lines.append(one_line(record.getMessage()))
 
 
-def _collect(path: Path, messages: list[str]) -> ImageRecord:
+def _collect(path: Path, readers: ReaderOptions | None, messages: list[str]) -> ImageRecord:
     """Collect the facts of an image; `messages` grows while the file is read."""
-    with open_image(path) as image:
+    with open_image(path, readers) as image:
         region_s = _read_regions(image)
         bits = used_bits(image)
         white = float((1 << bits) - 1) if bits else white_value(image.dtype)

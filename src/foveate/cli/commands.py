@@ -12,7 +12,7 @@ from foveate import defaults
 from foveate.checks.options import CheckOptions
 from foveate.cli.flags import option_flags, plugins_flag
 from foveate.cli.results import print_findings, print_next, print_set_aside
-from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned
+from foveate.cli.words import OK, PARTIAL, USER_ERROR, Sectioned, take_sections
 from foveate.errors import OptionError
 from foveate.evaluation.options import AuditOptions
 from foveate.files.run_layout import ComparisonLayout, PredictionLayout, RunLayout
@@ -24,21 +24,25 @@ _CHECK_CODES = {"note": OK, "problem": PARTIAL, "unusable": USER_ERROR}
 """Exit code of a check by the severity of its worst finding."""
 
 
-@click.command(short_help="Check a TABLE and its images before training, and write a page.")
+@click.command(
+    cls=Sectioned, short_help="Check a TABLE and its images before training, and write a page."
+)
 @click.argument("source", metavar="TABLE|FOLDER", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for the results.  [default: check, beside the table]",
 )
-@option_flags(CheckOptions)
+@option_flags(CheckOptions, without=("reader_options",))
 @plugins_flag
-def check(source: Path, out: Path | None, **options: Any) -> int:
+@click.pass_context
+def check(ctx: click.Context, /, source: Path, out: Path | None, **options: Any) -> int:
     """Check a TABLE of images and labels, or a FOLDER of images, before training.
 
     Every image is opened in a process of its own, so that a damaged file stops nothing. Found are
     rows without file, unreadable and blank images, missing pixel sizes, the same picture under two
-    names, and facts such as the file's size that give the label away. No file is changed.
+    names, and facts such as the file's size that give the label away. No file is changed. Options
+    of readers are flags, as in `train`: --reader.dicom.series "T1 post".
 
     Exit code: 0 nothing but notes, 2 problems, 1 training would stop.
     """
@@ -48,7 +52,8 @@ def check(source: Path, out: Path | None, **options: Any) -> int:
         terminal.say(f"checking {source}")
         import foveate
 
-        result = foveate.check(source, out, CheckOptions(**options), on_progress=terminal)
+        chosen = CheckOptions(**options, **take_sections(ctx, "reader_options"))
+        result = foveate.check(source, out, chosen, on_progress=terminal)
     print_findings(result)
     return _CHECK_CODES[result.severity]
 

@@ -9,8 +9,7 @@ import click
 
 from foveate.cli.flags import option_flags, plugins_flag
 from foveate.cli.results import print_set_aside
-from foveate.cli.words import Sectioned
-from foveate.errors import OptionError
+from foveate.cli.words import Sectioned, take_sections
 from foveate.files.run_layout import FeaturesLayout
 from foveate.workflows.feature_options import FeatureOptions
 
@@ -42,12 +41,7 @@ def features(ctx: click.Context, /, source: Path, out: Path, **options: Any) -> 
     import foveate
     from foveate.cli.terminal import Terminal
 
-    sections = ctx.obj
-    for name in sections:
-        if name not in ("encoder_options", "reader_options"):
-            raise OptionError(
-                f"no section '{name.removesuffix('_options')}' here: see `foveate features --help`"
-            )
+    sections = take_sections(ctx, "encoder_options", "reader_options")
     with Terminal() as terminal:
         chosen = FeatureOptions(**options, **sections)
         result = foveate.extract_features(source, out, chosen, on_progress=terminal)

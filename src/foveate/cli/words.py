@@ -44,6 +44,26 @@ class Sectioned(click.Command):
         return super().parse_args(ctx, plain)
 
 
+def take_sections(ctx: click.Context, *names: str) -> dict[str, Any]:
+    """Return the section flags of a command that takes few sections.
+
+    Args:
+        ctx: context of the command, which is `Sectioned`.
+        names: the sections that it takes, as keys of its options.
+
+    Raises:
+        OptionError: another section was given.
+    """
+    sections: dict[str, Any] = ctx.obj
+    for name in sections:
+        if name not in names:
+            raise OptionError(
+                f"no section '{name.removesuffix('_options')}' here: see `{ctx.command_path} "
+                "--help`"
+            )
+    return sections
+
+
 def _put_section(into: dict[str, Any], key: str, value: str) -> None:
     section, _, name = key.removeprefix("--").partition(".")
     if section not in _SECTIONS:

@@ -13,7 +13,7 @@ from typing import Any
 
 from foveate import defaults
 from foveate._version import __version__
-from foveate.checks.children import ProbeLimits, probe_all
+from foveate.checks.children import ProbeOptions, probe_all
 from foveate.checks.confounds import Measured, find_confounds, measure_facts, suggest_fit
 from foveate.checks.cost import estimate_cost
 from foveate.checks.duplicates import find_duplicates
@@ -33,6 +33,7 @@ from foveate.files.run_layout import CheckLayout
 from foveate.messages.display import Display
 from foveate.parts import plugin_folders
 from foveate.presentation import write_count
+from foveate.readers import check_options
 from foveate.runs.folder import check_folder, write_rows
 from foveate.table import Case
 from foveate.tasks import build_task
@@ -125,13 +126,15 @@ def _probe(
     cases: Sequence[Case], out: Path, options: CheckOptions, display: Display
 ) -> dict[str, dict[str, Any]]:
     """Open every image that is not in the journal as it is now; return the entries by image id."""
+    readers = check_options(options.reader_options or {})
     dependencies = {
         "check": _SCHEMA,
+        "readers": readers,
         "code": code_sha256(),
         "plugins": sorted(map(str, plugin_folders())),
     }
     journal = Journal(CheckLayout(out).journal, dependencies, anew=True)
-    limits = ProbeLimits(options.seconds, options.memory_gib)
+    limits = ProbeOptions(options.seconds, options.memory_gib, readers)
     states = {case.path: _read_state(case.path, limits) for case in cases}
     known = {case.path: journal.entries.get(_name(case.path), {}) for case in cases}
     todo = [path for path, entry in known.items() if not _is_current(entry, states[path])]
@@ -155,7 +158,7 @@ def _name(path: Path) -> str:
     return os.fspath(path.absolute())
 
 
-def _read_state(path: Path, limits: ProbeLimits) -> list[float]:
+def _read_state(path: Path, limits: ProbeOptions) -> list[float]:
     """Return what an entry about a file depends on: its size, its time, and the limits."""
     try:
         state = image_state(path)
@@ -341,6 +344,11 @@ def _write_command(
             ("--task", None if options.task == defaults.TASK else options.task),
             *(("--map", f"{old}={new}") for old, new in (options.renamed or {}).items()),
             ("--view.assume-spacing-um", options.assume_spacing_um),
+            *(
+                (f"--reader.{name}.{key}", value)
+                for name, chosen in (options.reader_options or {}).items()
+                for key, value in chosen.items()
+            ),
         )
         if value is not None
     ]
