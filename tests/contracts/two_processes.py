@@ -39,7 +39,7 @@ class UnreadableImageFile:
     def __getattr__(self, name: str) -> object:
         return getattr(self.__dict__["_image"], name)
 
-    def read_at(self, *_: object) -> None:
+    def read_many(self, *_: object) -> None:
         raise OSError("damaged")
 
 

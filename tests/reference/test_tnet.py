@@ -184,7 +184,7 @@ def test_grids_that_do_not_zoom_are_refused(grid: int, overlap: float) -> None:
 def test_every_crop_is_a_cell_of_the_crop_above(
     shape: tuple[int, int], grid: int, overlap: float, pool: ThreadPoolExecutor
 ) -> None:
-    """Compare with a loop over all nodes; the finest level is moved to integer pixels."""
+    """Compare with a loop over all nodes; crops are moved to integer pixels."""
     method = small_tnet(grid=grid, overlap=overlap, locations=(2, 2)).eval()
     batch = make_batch([load(noise(shape))], pool)
     forest = method._descend(batch)
@@ -195,7 +195,6 @@ def test_every_crop_is_a_cell_of_the_crop_above(
     above, rest = [], boxes[1:]
     for level, side in enumerate(sides, 1):
         children = [box for box in rest if box[1] == pytest.approx(side)]
-        slack = 0.5 + 1e-9 if level == depth else 1e-9
         if level == 1:
             above = [(np.array([y, x]), side) for y, x in _slow_cover(shape, side, overlap)]
         else:
@@ -207,7 +206,7 @@ def test_every_crop_is_a_cell_of_the_crop_above(
                 for step in [parent / zoom * (1 - overlap)]
             ]
         for origin, _ in children:
-            assert any(np.abs(origin - cell).max() <= slack for cell, _ in above)
+            assert any(np.abs(origin - cell).max() <= 0.5 + 1e-9 for cell, _ in above)
         assert len(children) == min(2 ** min(level, 2), len(above))
         above = children
     assert sides[-1] == 16

@@ -230,7 +230,8 @@ def test_children_are_aligned_to_the_pixels_of_their_image(pool: ThreadPoolExecu
     best, _ = choose_best_children(batch, field, [0, 0, 1], torch.zeros(3), 4)
     for placed, part in (drawn, best):
         assert (placed.origin_um % 1 == 0).all()
-        np.testing.assert_allclose(part.origin_um[:, 0] % 1, 0.3)
+        stored_px = part.origin_um / 0.7
+        np.testing.assert_allclose(stored_px, np.round(stored_px), atol=1e-9)
 
 
 def test_best_children_have_the_highest_probability(pool: ThreadPoolExecutor) -> None:

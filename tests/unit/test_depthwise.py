@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,18 @@ def test_values_and_gradients_equal_those_of_pytorch(kernel: int, size: tuple[in
     x, weight = torch.randn(3, 6, *size).double(), torch.randn(3, 6, *size).double()
     for expected, got in zip(learn(plain, x, weight), learn(ours, x, weight), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "other", [{"padding": 3}, {"dilation": 2, "padding": 4}, {"padding_mode": "circular"}]
+)
+def test_other_convolutions_are_those_of_pytorch(other: dict[str, Any]) -> None:
+    options = {"padding": 2, "groups": 6, **other}
+    plain = nn.Conv2d(6, 6, 5, **options).double()
+    ours = DepthwiseConv2d(6, 6, 5, **options).double()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 6, 4, 4).double()
+    torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0)
 
 
 def test_gradients_equal_differences() -> None:

@@ -141,8 +141,8 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_codings_of_tiffs(tmp_path: Path) -> None:
     path = set_tag(tiff(tmp_path / "a.tif"), "Compression", 32809)
     refused("compression 32809", lambda: open_image(path))
-    path = tiff(tmp_path / "b.tif", PIXELS.astype(np.float32))
-    refused("samples of 32 bits in format 3 (1 is unsigned)", lambda: open_image(path))
+    path = tiff(tmp_path / "b.tif", PIXELS.astype(np.complex64))
+    refused("samples of 64 bits in format 6 (1 is unsigned)", lambda: open_image(path))
 
 
 def test_blocks_of_tiffs(tmp_path: Path) -> None:

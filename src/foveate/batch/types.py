@@ -262,14 +262,15 @@ def join_same_kind(parts: Sequence[Pixels]) -> list[Pixels]:
 def foreground_weight(item: LoadedImage, device: torch.device) -> Float[Tensor, " 1 *space"] | None:
     """Return ``(1, *space)``, 1 on the foreground of a glimpse; None where all of it counts.
 
-    That is so for pictures and volumes, without gaps between several of them.
+    That is so for pictures and volumes, but for gaps between several pictures on a canvas.
 
     Args:
         item: the image.
         device: device of the result.
     """
     foreground = item.contrast > 0
-    if item.image.kind != "slide" and foreground.all():
+    has_gaps = isinstance(item.image, ComposedImage) and not foreground.all()
+    if item.image.kind != "slide" and not has_gaps:
         return None
     return torch.from_numpy(foreground)[None].float().to(device)
 

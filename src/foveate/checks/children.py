@@ -40,7 +40,9 @@ class ProbeOptions:
     readers: ReaderOptions = field(default_factory=dict)
 
 
-def probe_all(paths: Sequence[Path], n: int, limits: ProbeOptions) -> Iterator[tuple[Path, Answer]]:
+def probe_all(
+    paths: Sequence[Path], n: int, options: ProbeOptions
+) -> Iterator[tuple[Path, Answer]]:
     """Probe images in child processes, and yield the answer about each as soon as it is there.
 
     A child probes many images. If one makes it crash, hang or use too much memory, only this image
@@ -49,7 +51,7 @@ def probe_all(paths: Sequence[Path], n: int, limits: ProbeOptions) -> Iterator[t
     Args:
         paths: the images.
         n: number of child processes.
-        limits: limits for each image.
+        options: how each image is opened.
 
     Yields:
         the path, and what `foveate.checks.probe.probe` returns, or ``failed`` with the reason.
@@ -58,7 +60,7 @@ def probe_all(paths: Sequence[Path], n: int, limits: ProbeOptions) -> Iterator[t
     answers: queue.SimpleQueue[tuple[Path, Answer]] = queue.SimpleQueue()
     for path in paths:
         waiting.put(path)
-    children = [_Child(limits) for _ in range(min(n, len(paths)))]
+    children = [_Child(options) for _ in range(min(n, len(paths)))]
     for child in children:
         # Daemons, so that a child that even the system cannot end does not keep this process.
         threading.Thread(target=_serve, args=(child, waiting, answers), daemon=True).start()
@@ -86,8 +88,8 @@ def _serve(
 class _Child:
     """A child process that is started when it is needed, and started again after its end."""
 
-    def __init__(self, limits: ProbeOptions) -> None:
-        self._limits = limits
+    def __init__(self, options: ProbeOptions) -> None:
+        self._options = options
         self._process: subprocess.Popen[str] | None = None
         self._n_answers = 0
         self.closed = False
@@ -106,12 +108,12 @@ class _Child:
 
         A child that has answered about other images before may have ended for their sake.
         """
-        fresh, limit = self._n_answers == 0, self._limits.seconds
+        fresh, limit = self._n_answers == 0, self._options.seconds
         process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps([os.fspath(path), self._limits.readers]) + "\n")
+            process.stdin.write(json.dumps([os.fspath(path), self._options.readers]) + "\n")
             process.stdin.flush()
         wait_s = limit + (_FIRST_S if fresh else 0)
         if not select.select([process.stdout], [], [], wait_s)[0]:
@@ -119,7 +121,7 @@ class _Child:
             return {"failed": _describe_slow(path, limit)}, True
         line = process.stdout.readline()
         if not line.endswith("\n"):
-            return {"failed": _describe_end(path, self._end(), self._limits)}, fresh
+            return {"failed": _describe_end(path, self._end(), self._options)}, fresh
         self._n_answers += 1
         answer: Answer = json.loads(line)
         short = "memory" in answer.get("failed", "") and not fresh
@@ -130,7 +132,7 @@ class _Child:
         if self._process is None:
             package = Path(__file__).parents[2]
             known = os.environ.get("PYTHONPATH")
-            limits = (str(self._limits.seconds), str(int(self._limits.memory_gib * 2**30)))
+            limits = (str(self._options.seconds), str(int(self._options.memory_gib * 2**30)))
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "foveate.checks.child", *limits),
@@ -186,10 +188,10 @@ def _describe_slow(path: Path, seconds: int) -> str:
     )
 
 
-def _describe_end(path: Path, code: int, limits: ProbeOptions) -> str:
+def _describe_end(path: Path, code: int, options: ProbeOptions) -> str:
     """Describe why a child has ended that was asked about an image."""
     if code == -14:  # SIGALRM
-        return _describe_slow(path, limits.seconds)
+        return _describe_slow(path, options.seconds)
     if code == -9:
         return (
             f"{path}: the system ended its reader, probably for a lack of memory; take fewer "

@@ -9,17 +9,22 @@ from torch.nn import functional
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of stride 1; on CPUs, maps smaller than its kernel are stacked.
+    """A depthwise convolution; on CPUs, maps smaller than its kernel are stacked.
+
+    They are where it keeps the size of a map: stride 1, zeros of half a kernel around it.
 
     The gradient of kernels of 5 x 5 on maps of 2 x 2 to 4 x 4 takes PyTorch three to four times as
     long as with all maps of the batch in one column, zeros between them
     (``benchmarks/depthwise.py``, AMD EPYC). The results are equal up to rounding.
     """
 
-    def forward(self, input: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:  # noqa: A002
+    def forward(self, input: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c _y _x"]:  # noqa: A002
         """Convolve maps ``(b, c, y, x)``, each channel by itself."""
         is_small = max(input.shape[-2:]) < min(self.kernel_size)
-        if is_small and input.device.type == "cpu" and torch.is_grad_enabled():
+        keeps_size = self.padding == tuple(n // 2 for n in self.kernel_size)
+        plain = keeps_size and self.stride == self.dilation == (1, 1)
+        on_cpu = input.device.type == "cpu" and torch.is_grad_enabled()
+        if is_small and plain and on_cpu and self.padding_mode == "zeros":
             return self._convolve_column(input)
         return super().forward(input)
 

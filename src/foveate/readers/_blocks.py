@@ -66,7 +66,7 @@ class AbstractBlockReader(AbstractReader):
 
     Blocks that a level lacks are computed from the next finer one. Those that no level has show the
     background. The constructor of a reader sets `channels`, `dtype` and `_paper`, the colour behind
-    transparent pixels, and calls `_open_blocks`, then `_set_levels`.
+    transparent pixels, and calls `_open_blocks`; and `_set_levels` where it settles them later.
     """
 
     _paper: Pixels

@@ -134,8 +134,8 @@ def _probe(
         "plugins": sorted(map(str, plugin_folders())),
     }
     journal = Journal(CheckLayout(out).journal, dependencies, anew=True)
-    limits = ProbeOptions(options.seconds, options.memory_gib, readers)
-    states = {case.path: _read_state(case.path, limits) for case in cases}
+    opening = ProbeOptions(options.seconds, options.memory_gib, readers)
+    states = {case.path: _read_state(case.path, opening) for case in cases}
     known = {case.path: journal.entries.get(_name(case.path), {}) for case in cases}
     todo = [path for path, entry in known.items() if not _is_current(entry, states[path])]
     n_known, n = len(known) - len(todo), len(known)
@@ -144,7 +144,7 @@ def _probe(
     display.bar("opening images", n_known, n)
     workers = options.workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     absolute = {path.absolute(): path for path in todo}
-    for done, (path, answer) in enumerate(probe_all(list(absolute), workers, limits), n_known + 1):
+    for done, (path, answer) in enumerate(probe_all(list(absolute), workers, opening), n_known + 1):
         entry = answer | {"state": states[absolute[path]]}
         journal.add(_name(path), entry)
         known[absolute[path]] = journal.entries[_name(path)]
@@ -158,13 +158,13 @@ def _name(path: Path) -> str:
     return os.fspath(path.absolute())
 
 
-def _read_state(path: Path, limits: ProbeOptions) -> list[float]:
+def _read_state(path: Path, opening: ProbeOptions) -> list[float]:
     """Return what an entry about a file depends on: its size, its time, and the limits."""
     try:
         state = image_state(path)
     except OSError:
-        return [-1, 0, limits.seconds, limits.memory_gib]
-    return [*state, limits.seconds, limits.memory_gib]
+        return [-1, 0, opening.seconds, opening.memory_gib]
+    return [*state, opening.seconds, opening.memory_gib]
 
 
 def _is_current(entry: Mapping[str, Any], state: Sequence[float]) -> bool:
