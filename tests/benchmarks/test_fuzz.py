@@ -21,7 +21,7 @@ def run_fuzz(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(
     ("kind", "n", "least_read"),
-    [("images", 300, 50), ("tables", 40, 4), ("configs", 150, 5), ("models", 40, 2)],
+    [("images", 120, 20), ("tables", 16, 2), ("configs", 60, 2), ("models", 16, 1)],
 )
 def test_mutated_inputs_succeed_or_are_refused_clearly(kind: str, n: int, least_read: int) -> None:
     result = run_fuzz("--inputs", str(n), "--seed", "11", "--kinds", kind)

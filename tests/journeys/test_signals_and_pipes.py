@@ -65,8 +65,10 @@ AT_AN_IMPORT = """
 """
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["foveate.cli.commands", "click", "foveate.api.commands"])
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [(2, "foveate.cli.commands"), (15, "click"), (2, "foveate.api.commands")],
+)
 def test_a_signal_during_an_import_ends_the_command_without_a_trace(
     number: int, module: str
 ) -> None:
@@ -121,8 +123,7 @@ SWALLOWED = """
 """
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("then", ["pass", "raise ValueError('cut off')"])
+@pytest.mark.parametrize(("number", "then"), [(2, "pass"), (15, "raise ValueError('cut off')")])
 def test_a_command_that_was_interrupted_never_ends_as_another(number: int, then: str) -> None:
     assert run_script(SWALLOWED.format(then=then), number) == (128 + number, LINE)
 
@@ -184,7 +185,7 @@ def run_without_reader(*words: object, also_errors: bool) -> tuple[int, str]:
     return process.wait(timeout=SECONDS), err
 
 
-@pytest.mark.parametrize("words", [("methods",), ("methods", "--markdown"), ("--help",)])
+@pytest.mark.parametrize("words", [("methods", "--markdown"), ("--help",)])
 def test_a_closed_pipe_ends_no_command(words: tuple[str, ...]) -> None:
     assert run_without_reader(*words, also_errors=False) == (0, "")
 

@@ -221,7 +221,9 @@ def test_masks_are_not_stored_between_rounds_of_tiles() -> None:
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64], ids=str
+)
 def test_nearest_up_sampling_matches_the_layer_at_every_ratio(
     mode: str, dtype: torch.dtype
 ) -> None:

@@ -95,9 +95,12 @@ class _Signals:
         """Restore the handlers; after a signal, keep them until Python ends.
 
         Python waits for its threads when it ends, and resets handlers then, which would let a late
-        signal end it with another exit code: signals are ignored from there on.
+        signal end it with another exit code: signals are ignored from there on, and no timer is
+        left.
         """
         self._active = False
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = self._hook
         if self.number is not None:
             atexit.register(self._ignore)
