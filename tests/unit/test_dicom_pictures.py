@@ -194,6 +194,25 @@ def test_colours_are_rgb_of_8_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(wide), pixels)
 
 
+@pytest.mark.parametrize("modality", ["OT", "CT"])
+def test_colours_have_no_hounsfield_units(tmp_path: Path, modality: str) -> None:
+    pixels = np.zeros((7, 9, 3), np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", pixels, modality, RescaleSlope=1, RescaleIntercept=0)
+    for name, value in {"scale": "hounsfield", "window": "lung"}.items():
+        with pytest.raises(OptionError, match=rf"dicom\.{name}: .*a\.dcm shows colours \(RGB\)"):
+            read(path, **{name: value})
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+def test_a_lone_ct_slice_takes_a_window_or_a_scale(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP, "CT", RescaleSlope=1, RescaleIntercept=-1024)
+    with pytest.raises(OptionError, match=r"window: does not go with .*scale 'percentiles'"):
+        read(path, scale="percentiles", window="lung")
+    np.testing.assert_array_equal(
+        read(path, scale="hounsfield", window="lung"), read(path, window="lung")
+    )
+
+
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
     colours = np.random.default_rng(0).integers(0, 256, (3, 64), np.uint8)
@@ -229,6 +248,8 @@ def test_the_spacing_of_xrays(
     with open_image(write_dicom(tmp_path / "a.dcm", RAMP, "MG", **elements)) as image:
         assert image.spacing_um == (spacing_um and pytest.approx(spacing_um))
         assert bool(image.disbelieved) == (spacing_um is None and bool(elements))
+        if image.disbelieved:
+            assert image.disbelieved.endswith("mm, outside the 0.001 to 100 mm that are possible")
 
 
 # -- refused ---------------------------------------------------------------------------------------

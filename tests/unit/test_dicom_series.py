@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +421,24 @@ def test_hounsfield_units_have_a_scale_or_a_window(tmp_path: Path) -> None:
     assert list(lung[4:]) == [pytest.approx(65535 * 0.9, abs=1), *lung[5:]]
 
 
+@pytest.mark.parametrize(("modality", "n_decoded"), [("MR", 2), ("CT", 1)])
+def test_threads_decode_each_slice_once(tmp_path: Path, modality: str, n_decoded: int) -> None:
+    """A volume without a unit is decoded once more, for its scale."""
+    values = noise((6, 60, 50))
+    series = write_series(tmp_path, values, modality, RescaleSlope=1, RescaleIntercept=-1024)
+    together = threading.Barrier(8)
+    with open_image(series) as image, ThreadPoolExecutor(8) as threads:
+
+        def read_all(_: int) -> np.ndarray:
+            together.wait()
+            return image.read(Box((0, 0, 0), image.shape, Frame.PX, 0))
+
+        greys = list(threads.map(read_all, range(8)))
+        assert image.count.decoded_px == n_decoded * values.size
+    for other in greys:
+        np.testing.assert_array_equal(other[..., 0], read(series))
+
+
 def test_every_slice_is_rescaled_as_it_states(tmp_path: Path) -> None:
     """PET has a slope for each slice."""
     activity = noise((5, 8, 8), 1, 30) * 60
@@ -471,6 +491,8 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             match=r"expected lung, bone, soft, brain, or centre and width in Hounsfield",
         ):
             read(ct, window=window)
+    with pytest.raises(OptionError, match=r"window: does not go with reader.dicom.scale 'range'"):
+        read(ct, scale="range", window="lung")
     values = read(ct, scale="range")
     assert (values.min(), values.max()) == (0, 65535)
     np.testing.assert_array_equal(read(ct, scale="percentiles"), read(mr))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from foveate.formats.grey_scale import HOUNSFIELD, choose_scale
+from foveate.formats.grey_scale import HOUNSFIELD, choose_scale, sampling_step
 
 
 def ct(*, shift: float = 0.0) -> np.ndarray:
@@ -54,6 +56,15 @@ def test_a_volume_without_a_unit_is_clipped_at_its_percentiles() -> None:
     values = np.random.default_rng(0).gamma(2.0, 100.0, 10_000)
     scale = choose_scale(values)
     assert scale.values == pytest.approx(np.percentile(values, (0.5, 99.5)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [((1024, 1024), 1), ((40_000, 25_000), 31), ((128, 128, 64), 1), ((1000, 1000, 1000), 10)],
+)
+def test_about_a_million_values_are_sampled(shape: tuple[int, ...], step: int) -> None:
+    assert sampling_step(shape) == step
+    assert math.prod(len(range(0, n, step)) for n in shape) == pytest.approx(1 << 20, rel=0.05)
 
 
 def test_a_volume_of_one_value_is_black() -> None:

@@ -94,6 +94,18 @@ def test_floats_are_scaled_and_missing_ones_are_black(tmp_path: Path) -> None:
         open_image(path, {"array": {"limits": "4,-4"}})
 
 
+def test_the_scale_of_a_large_picture_follows_from_a_million_pixels(tmp_path: Path) -> None:
+    """Of 4096 x 4096 pixels every fourth counts along each axis, so not those of row 3."""
+    path = tmp_path / "a.npy"
+    values = np.lib.format.open_memmap(path, "w+", np.float16, (4096, 4096))
+    values[::4, ::4] = RNG.random((1024, 1024))
+    values[3::12] = 1000
+    with open_image(path) as image:
+        greys = image.read(Box((8, 8), (9, 9), Frame.PX, 0))[..., 0]
+    scale = choose_scale(values[::4, ::4].astype(np.float64).ravel())
+    np.testing.assert_array_equal(greys, scale.convert(values[8:17, 8:17].astype(np.float64)))
+
+
 def test_arrays_are_listed_as_images(tmp_path: Path) -> None:
     for name in WRITERS:
         written(tmp_path, name, np.zeros((9, 9), np.uint8))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from foveate.messages.warn import warn_once
+from foveate.readers import open_image
+from helpers.dicom import write_dicom
 
 
 def test_three_files_per_warning_are_named_once_each(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,3 +25,19 @@ def test_three_files_per_warning_are_named_once_each(caplog: pytest.LogCaptureFi
     assert messages[:3] == ["0.tif: is odd", "1.tif: is odd", "2.tif: is odd"]
     assert "not named" in messages[3]
     assert messages[4:] == ["0.tif: is other"]
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a.png"])
+def test_opening_images_does_not_repeat_warnings_of_others(tmp_path: Path, name: str) -> None:
+    path, pixels = tmp_path / name, np.zeros((8, 8), np.uint8)
+    if path.suffix == ".dcm":
+        write_dicom(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+    open_image(path).close()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warnings.warn("each place warns once", stacklevel=1)
+            open_image(path).close()
+    assert [str(warning.message) for warning in shown] == ["each place warns once"]

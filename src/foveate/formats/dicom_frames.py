@@ -167,9 +167,10 @@ def _join_items(path: Path, file: IO[bytes], items: list[tuple[int, int]], n: in
     if len(items) == n:
         places = np.asarray(items, np.int64).reshape(n, 2)
         return places[:, 0], places[:, 1]
-    begins = [
-        at for at, _ in (items if n > 1 else items[:1]) if n == 1 or _begins_picture(file, at)
-    ]
+    if n == 1:  # all pieces are of the same frame, whatever they begin with
+        begins = [at for at, _ in items[:1]]
+    else:
+        begins = [at for at, _ in items if _begins_picture(file, at)]
     if len(begins) != n:
         raise UnreadableImage(
             f"{path}: its header states {n:,} frames, {len(begins):,} are stored{AGAIN}"

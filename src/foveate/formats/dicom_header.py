@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from foveate.errors import (
     converting,
     explain_shortage,
 )
+from foveate.messages.warn import ignore_warnings_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -177,9 +177,9 @@ def reading_dicom(path: Path) -> Iterator[None]:
             f"{about}: its DICOM elements cannot be read{AGAIN}"
         )
 
-    # Warnings about values that break a rule of DICOM would reach the terminal; the values that
-    # count are checked where they are used.
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    # Its warnings are about values that break a rule of DICOM; those that count are checked where
+    # they are used.
+    ignore_warnings_of("pydicom")
     with converting(path, explain):
         yield
 

@@ -20,16 +20,17 @@ from foveate.formats.dicom_values import (
     apply_window,
     choose_ct_scale,
     has_window,
+    is_grey,
     rescale,
 )
 from foveate.formats.grey_scale import GreyScale, scale_by_range, scale_without_unit
 from foveate.geometry import Vector
 from foveate.images.resample import Pixels
+from foveate.images.stated import BELIEVED_RADIOLOGY_UM, check_spacing, describe_disbelief
 
 _TOP = int(np.iinfo(np.uint16).max)
 _WITHOUT_UNIT = ("MR", "PT")
 """Kinds of images whose values have no unit that is the same in all files."""
-_BELIEVED_MM = (1e-3, 100.0)
 
 
 @final
@@ -60,8 +61,8 @@ class DicomPicture:
             )
         header = read_header(facts.path)
         with reading_dicom(facts.path):
-            self.is_grey = facts.photometric.startswith("MONOCHROME")
-            self._ct_scale = choose_ct_scale(facts, scale, window) if self.is_grey else None
+            self.is_grey = is_grey(facts)
+            self._ct_scale = choose_ct_scale(facts, scale, window)
             self._scale = self._choose(scale, header)
             self.spacing_um, self.disbelieved = _find_spacing(header)
         self.shape, self.channels = facts.shape, 1 if self.is_grey else 3
@@ -162,7 +163,5 @@ def _find_spacing(header: Any) -> tuple[Vector | None, str]:
     if not sides or len(sides) != 2:
         return None, ""
     spacing_mm = [float(side) / scale if scale > 0 else math.nan for side in sides]
-    low, high = _BELIEVED_MM
-    if all(low <= side <= high for side in spacing_mm):
-        return tuple(1e3 * side for side in spacing_mm), ""
-    return None, f"pixels of {spacing_mm[0]:g} x {spacing_mm[1]:g} mm, which cannot be"
+    spacing_um = check_spacing([1e3 * side for side in spacing_mm], BELIEVED_RADIOLOGY_UM)
+    return spacing_um, "" if spacing_um else describe_disbelief("pixels", spacing_mm)

@@ -20,6 +20,7 @@ from foveate.formats.dicom_codec import read_pixels
 from foveate.formats.dicom_series import SliceFacts
 from foveate.formats.volume_axes import AxisOrder
 from foveate.geometry import Vector, points_px_from_um
+from foveate.images.stated import BELIEVED_RADIOLOGY_UM, check_spacing, describe_disbelief
 
 UNEVEN = 0.1
 """How far a slice may lie from its place in an even stack, in distances of two slices."""
@@ -29,7 +30,6 @@ _DIRECTION, _SPACING = 1e-3, 1e-3
 """How much directions (cosines) and spacings (relative) may differ between slices."""
 _DRIFT_PX = 0.5
 """Slices that are displaced by more pixels against each other are shifted upright."""
-_BELIEVED_MM = (1e-3, 100.0)
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,15 @@ def stack_slices(slices: Sequence[SliceFacts], series: Path) -> Stack:
     affine[:2] *= -1  # DICOM counts to the left and to the back, NIfTI to the right and the front
     order = AxisOrder.from_affine(affine)
     assert order is not None  # directions are at right angles
-    low, high = _BELIEVED_MM
-    known = all(low <= side <= high for side in sides_mm)
+    spacing_um = check_spacing([1e3 * side for side in sides_mm], BELIEVED_RADIOLOGY_UM)
     way = position_mm[-1] - position_mm[0]
     return Stack(
         ordered,
         (len(ordered), *shape),
         shift_px,
         order,
-        tuple(1e3 * side for side in sides_mm) if known else None,
-        "" if known else _describe_disbelief(sides_mm),
+        spacing_um,
+        "" if spacing_um else _describe_disbelief(sides_mm),
         math.degrees(math.acos(min(1.0, abs(way @ normal) / float(np.linalg.norm(way))))),
     )
 
@@ -109,11 +108,7 @@ def _describe_disbelief(sides_mm: Sequence[float]) -> str:
     """Describe a voxel size that is not stated, or that cannot be."""
     if any(map(math.isnan, sides_mm)):
         return "no pixel size (PixelSpacing)"
-    low, high = _BELIEVED_MM
-    return (
-        f"voxels of {' x '.join(f'{side:g}' for side in sides_mm)} mm, outside the {low:g} to "
-        f"{high:g} mm that are possible"
-    )
+    return describe_disbelief("voxels", sides_mm)
 
 
 def _directions(

@@ -53,14 +53,23 @@ def parse_window(text: str) -> GreyScale:
     return GreyScale((centre - width / 2, centre + width / 2), (0.0, 1.0))
 
 
-def is_in_hounsfield_units(facts: SliceFacts) -> bool:
-    """Return whether the values of a file are Hounsfield units: CT that states how to rescale it.
+def is_grey(facts: SliceFacts) -> bool:
+    """Return whether a file holds grey values; others are colours, or numbers of a palette.
+
+    Args:
+        facts: facts of the file.
+    """
+    return facts.photometric.startswith("MONOCHROME")
+
+
+def states_hounsfield_units(facts: SliceFacts) -> bool:
+    """Return whether a file states Hounsfield units: grey CT that says how to rescale it.
 
     Args:
         facts: facts of the file.
     """
     known = facts.rescale is not None and facts.rescale_type in _UNITS_OF_CT
-    return facts.modality == "CT" and known
+    return facts.modality == "CT" and is_grey(facts) and known
 
 
 def choose_ct_scale(facts: SliceFacts, scale: Scale, window: GreyScale | None) -> GreyScale | None:
@@ -72,9 +81,21 @@ def choose_ct_scale(facts: SliceFacts, scale: Scale, window: GreyScale | None) -
         window: the window that the user wants; None for the scale that is the same for all CT.
 
     Raises:
-        OptionError: a window or Hounsfield units are wanted, and the image has none.
+        OptionError: a window or Hounsfield units are wanted, and the image has none; or a window is
+            wanted with another scale.
     """
-    is_ct = scale == "hounsfield" or (scale == "auto" and is_in_hounsfield_units(facts))
+    if window is not None and scale not in ("auto", "hounsfield"):
+        raise OptionError(
+            f"reader.dicom.window: does not go with reader.dicom.scale '{scale}'; leave one of "
+            "them out"
+        )
+    if not is_grey(facts) and (window is not None or scale == "hounsfield"):
+        option = "scale" if window is None else "window"
+        raise OptionError(
+            f"reader.dicom.{option}: is in Hounsfield units, but {facts.path} shows colours "
+            f"({facts.photometric}); leave it out"
+        )
+    is_ct = scale == "hounsfield" or (scale == "auto" and states_hounsfield_units(facts))
     if is_ct and facts.rescale is None:
         raise OptionError(
             f"reader.dicom.scale: {facts.path} does not say how its numbers become Hounsfield "

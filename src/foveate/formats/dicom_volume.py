@@ -5,7 +5,7 @@ Part of the reader `dicom`.
 
 from __future__ import annotations
 
-import math
+import threading
 from typing import final
 
 import numpy as np
@@ -33,6 +33,9 @@ _cache: ByteCache[UInt16[np.ndarray, "y x"]] = ByteCache(1 << 30)
 class DicomVolume:
     """The voxels of a stack of slices, axes ``z, y, x``, as greys of 16 bits.
 
+    Safe to use from several threads, which decode different slices at the same time, and each
+    slice once as long as the cache holds it.
+
     Args:
         stack: the slices.
         scale: how values become greys.
@@ -55,6 +58,8 @@ class DicomVolume:
             )
         self._scale = choose_ct_scale(first, scale, window)
         self._by_range = scale == "range"
+        self._scale_lock = threading.Lock()
+        self._slice_locks = [threading.Lock() for _ in stack.slices]
         # Hounsfield units mean the same whichever way they were to be shown.
         self._inverted = first.photometric == "MONOCHROME1" and self._scale is None
         if self._scale is not None:
@@ -74,10 +79,10 @@ class DicomVolume:
             UnreadableImage: a slice is damaged.
             UnsupportedFormat: a slice is stored in a way that is not read.
         """
-        self._scale = self._scale or self._choose_scale()
+        scale = self._settle_scale()
         of_slices, *inside = self._stack.order.cut(self._stack.shape, origin_px, size_px)
         numbers = range(*of_slices.indices(len(self._stack.slices)))
-        stored = np.stack([self._greys(i, self._scale)[tuple(inside)] for i in numbers])
+        stored = np.stack([self._greys(i, scale)[tuple(inside)] for i in numbers])
         return np.ascontiguousarray(self._stack.order.reorder(stored))[..., None]
 
     def close(self) -> None:
@@ -86,19 +91,19 @@ class DicomVolume:
 
     def _greys(self, number: int, scale: GreyScale) -> UInt16[np.ndarray, "y x"]:
         """Return the greys of a slice, upright on the others; decoded if they are not cached."""
-        greys = _cache.get((self._key, number))
-        if greys is None:
-            values = self._values(number)
-            black = scale.values[-1 if self._inverted else 0]
-            values = np.where(np.isfinite(values), values, black)
-            greys = scale.convert(self._shift(values, number, black))
-            if self._inverted:
-                greys = np.iinfo(np.uint16).max - greys
-            self._count.add(decoded_px=greys.size)
-            _cache.put((self._key, number), greys, greys.nbytes)
+        with self._slice_locks[number]:
+            greys = _cache.get((self._key, number))
+            if greys is None:
+                values = self._decode(number)
+                black = scale.values[-1 if self._inverted else 0]
+                values = np.where(np.isfinite(values), values, black)
+                greys = scale.convert(self._shift(values, number, black))
+                if self._inverted:
+                    greys = np.iinfo(np.uint16).max - greys
+                _cache.put((self._key, number), greys, greys.nbytes)
         return greys
 
-    def _values(self, number: int) -> Float64[np.ndarray, "y x"]:
+    def _decode(self, number: int) -> Float64[np.ndarray, "y x"]:
         """Return the values of a slice as it is stored."""
         facts = self._stack.slices[number]
         pixels, dataset = read_pixels(facts.path)
@@ -107,6 +112,7 @@ class DicomVolume:
                 f"{facts.path}: holds pixels of {pixels.shape}, expected grey ones of {facts.shape}"
                 f"{AGAIN}"
             )
+        self._count.add(decoded_px=pixels.size)
         return rescale(pixels, dataset)
 
     def _shift(
@@ -122,11 +128,18 @@ class DicomVolume:
         by_px = self._stack.shift_px[number]
         return np.asarray(shift(padded, by_px, order=1, mode="constant", cval=black))
 
+    def _settle_scale(self) -> GreyScale:
+        """Return the scale; the first thread that needs it chooses it, the others wait."""
+        with self._scale_lock:
+            if self._scale is None:
+                self._scale = self._choose_scale()
+            return self._scale
+
     def _choose_scale(self) -> GreyScale:
         """Choose the scale of a volume without a unit from about a million of its voxels."""
         slices = self._stack.slices
-        step = sampling_step(len(slices) * math.prod(slices[0].shape))
-        sample = [self._values(i)[::step, ::step].ravel() for i in range(0, len(slices), step)]
+        step = sampling_step((len(slices), *slices[0].shape))
+        sample = [self._decode(i)[::step, ::step].ravel() for i in range(0, len(slices), step)]
         values = np.concatenate(sample)
         values = values[np.isfinite(values)]
         if not values.size:

@@ -7,6 +7,7 @@ volumes, such as MR, have no unit: black and white follow from each volume.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +31,13 @@ _MAX_DISTINCT_VALUES = 32
 _SAMPLED = 1 << 20
 
 
-def sampling_step(n_voxels: int) -> int:
-    """Compute the step along every axis with which about a million of a volume's voxels are taken.
+def sampling_step(shape: Sequence[int]) -> int:
+    """Compute the step along every axis with which about a million of an image's pixels are taken.
 
     Args:
-        n_voxels: number of all voxels.
+        shape: pixels along each axis of a picture, or voxels along those of a volume.
     """
-    return max(1, math.ceil(math.cbrt(n_voxels / _SAMPLED)))
+    return max(1, math.ceil(math.pow(math.prod(shape) / _SAMPLED, 1 / len(shape))))
 
 
 def kind_of_values(values: Float64[np.ndarray, " n"]) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
 from foveate.formats.volume_axes import AxisOrder
 from foveate.geometry import Vector
+from foveate.images.stated import BELIEVED_RADIOLOGY_UM, check_spacing
 from foveate.messages.warn import warn_once
 
 Values = NDArray[np.float64]
@@ -33,7 +34,6 @@ _SEVERAL_NUMBERS = {
     **dict.fromkeys((2003, 2004), "colours"),
 }
 """Intents of volumes whose voxels have several numbers each, by NIfTI's code."""
-_BELIEVED_UM = (1.0, 1e5)
 _LONGEST = 544
 _FIRST_VOXEL = {348: 352, 540: 544}
 """The earliest byte at which voxels can begin, by the size of the header (NIfTI 1 and 2)."""
@@ -110,7 +110,7 @@ def read_header(path: Path, stream: IO[bytes]) -> VoxelArray:
     affine, stated = _affine(path, header)
     order = _order_axes(path, affine)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)) * _unit_um(path, header)
-    known = stated and bool(((spacing >= _BELIEVED_UM[0]) & (spacing <= _BELIEVED_UM[1])).all())
+    known = stated and check_spacing(spacing.tolist(), BELIEVED_RADIOLOGY_UM) is not None
     disbelieved = _describe_disbelief(header, spacing) if stated and not known else ""
     slope, offset = _slope_and_offset(path, header)
     _warn_of_intent(path, header)
@@ -228,7 +228,7 @@ def _describe_disbelief(header: Any, spacing: Values) -> str:
     """Describe a voxel size, in micrometres along the axes of the file, that cannot be."""
     code = int(header["xyzt_units"]) & 7
     sides = " x ".join(f"{side / _UM_OF_CODE[code]:g}" for side in spacing)
-    low, high = _BELIEVED_UM
+    low, high = BELIEVED_RADIOLOGY_UM
     return (
         f"voxels of {sides} {_UNIT[code]}, outside the {low:g} um to {high / 1e3:g} mm that are "
         "possible; correct the unit in its header (xyzt_units: 1 is metre, 2 millimetre, "

@@ -10,16 +10,37 @@ from foveate.geometry import Vector
 BELIEVED_UM = (0.05, 20.0)
 """Micrometres per pixel outside this range are placeholders, such as 352.8 for 72 dpi."""
 
+BELIEVED_RADIOLOGY_UM = (1.0, 1e5)
+"""The same for volumes, and for pictures of radiology: one micrometre to ten centimetres."""
 
-def check_spacing(stated_um: Sequence[float | None]) -> Vector | None:
+
+def check_spacing(
+    stated_um: Sequence[float | None], believed_um: tuple[float, float] = BELIEVED_UM
+) -> Vector | None:
     """Return a stated spacing, or None if one of its axes is missing or cannot be physical.
 
     Args:
-        stated_um: micrometres per pixel along ``(y, x)``; None where the file states none.
+        stated_um: micrometres per pixel along ``(y, x)`` or ``(z, y, x)``; None where the file
+            states none.
+        believed_um: the smallest and the largest spacing that can be.
     """
-    low, high = BELIEVED_UM
+    low, high = believed_um
     plausible = [float(v) for v in stated_um if v is not None and low <= v <= high]
     return tuple(plausible) if len(plausible) == len(stated_um) else None
+
+
+def describe_disbelief(what: str, sides_mm: Sequence[float]) -> str:
+    """Describe a stated size that lies outside of `BELIEVED_RADIOLOGY_UM`.
+
+    Args:
+        what: ``pixels`` or ``voxels``.
+        sides_mm: the stated millimetres along each axis.
+    """
+    low, high = (limit / 1e3 for limit in BELIEVED_RADIOLOGY_UM)
+    return (
+        f"{what} of {' x '.join(f'{side:g}' for side in sides_mm)} mm, outside the {low:g} to "
+        f"{high:g} mm that are possible"
+    )
 
 
 def parse_number(text: str | None) -> float | None:

@@ -1,9 +1,15 @@
-"""Log warnings about files, without a line for each of a thousand files of one kind."""
+"""Log warnings about files, without a line for each of a thousand files of one kind.
+
+Warnings of libraries that read files are kept from the terminal.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import threading
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,6 +42,18 @@ def warn_once(level: int, kind: str, path: Path, text: str) -> None:
     log.log(level, "%s: %s", path, text)
     if n == NAMED:
         log.log(level, "further files of which the same is true are not named")
+
+
+@functools.cache
+def ignore_warnings_of(package: str) -> None:
+    """Keep the warnings of a library from the terminal, from the first call on.
+
+    Later calls change nothing: whenever a filter is set, Python shows all other warnings once more.
+
+    Args:
+        package: name of the library's package.
+    """
+    warnings.filterwarnings("ignore", module=rf"{re.escape(package)}(\.|$)")
 
 
 def reset_warnings() -> None:

@@ -15,9 +15,6 @@ from foveate.table import Case
 Loaded = LoadedImage | FoveateError
 """An open image, or why it cannot be opened."""
 
-_MOST_TRIES = 16
-"""How often a patient is asked about again without images that turned out to be unreadable."""
-
 
 def predict_rest(
     case: Case,
@@ -27,6 +24,9 @@ def predict_rest(
 ) -> AnswerOrFailure:
     """Predict a case again without its unreadable images; a failure if none of several is left.
 
+    Damage of pixels shows only while they are read, mostly one image at a time. So the case is
+    asked about until it answers, each time with fewer images.
+
     Args:
         case: the case, which could not be predicted.
         loader: loader with whose settings the other images are opened.
@@ -34,11 +34,11 @@ def predict_rest(
         answer: predicts a case that was loaded, or returns why it cannot be predicted.
     """
     reasons: dict[str, str] = {}
-    for _ in range(_MOST_TRIES):
+    while True:
         unreadable = find_unreadable(error)
         rest = case.without(unreadable)
-        if not unreadable or rest is None:
-            break
+        if rest is None or rest is case:
+            return Failure(case, str(error))
         reasons |= unreadable
         with contextlib.closing(loader.copy()) as fresh:
             groups = fresh.ahead([[rest]])  # the images stay open while it lives
@@ -47,4 +47,3 @@ def predict_rest(
         if isinstance(outcome, Answer):
             return replace(outcome, left_out=reasons)
         case, error = rest, outcome
-    return Failure(case, str(error))

@@ -7,9 +7,10 @@ all open files share.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,33 +137,34 @@ class AbstractBlockReader(AbstractReader):
         self, level: int, origin_px: tuple[int, int], size_px: tuple[int, int]
     ) -> Pixels:
         """Read a region in stored rows and columns ``(*size_px, c)``."""
-        with converting(self.path, self._explain(level, origin_px, size_px)):
+        explain = functools.partial(self._explain, level, origin_px, size_px)
+        with converting(self.path, explain):
             regions = np.empty((1, *size_px, self.channels), self.dtype)
         self._compose_regions(level, np.array([origin_px]), regions)
         return np.asarray(regions[0])
 
     def _explain(
-        self, level: int, origin_px: Sequence[int], size_px: Sequence[int]
-    ) -> Callable[[Exception, object], FoveateError]:
-        """Return a function that converts errors about a region to one of this program."""
-
-        def explain(error: Exception, path: object) -> FoveateError:
-            if isinstance(error, MemoryError):
-                return ImageTooLarge(
-                    f"{path}: a region of {size_px} does not fit memory; read it at a coarser "
-                    "spacing"
-                )
-            log.debug("%s: level %d", path, level, exc_info=error)
-            codec = self._grids[level].coding.codec
-            damage = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
-            reason = f"{damage}{AGAIN}"
-            if isinstance(error, OSError) and error.errno:
-                reason = explain_os_error(error)
-            return UnreadableImage(
-                f"{path}: level {level}, region {size_px} at {tuple(origin_px)}: {reason}"
+        self,
+        level: int,
+        origin_px: Sequence[int],
+        size_px: Sequence[int],
+        error: Exception,
+        path: object,
+    ) -> FoveateError:
+        """Convert an error about a region to one of this program."""
+        if isinstance(error, MemoryError):
+            return ImageTooLarge(
+                f"{path}: a region of {size_px} does not fit memory; read it at a coarser spacing"
             )
-
-        return explain
+        log.debug("%s: level %d", path, level, exc_info=error)
+        codec = self._grids[level].coding.codec
+        damage = str(error) if isinstance(error, DamagedBlock) else f"{codec} cannot decode it"
+        reason = f"{damage}{AGAIN}"
+        if isinstance(error, OSError) and error.errno:
+            reason = explain_os_error(error)
+        return UnreadableImage(
+            f"{path}: level {level}, region {size_px} at {tuple(origin_px)}: {reason}"
+        )
 
     def _compose_regions(self, level: int, origin_px: Corners, regions: Pixels) -> None:
         """Compose regions in stored rows and columns, ``(n, *size, c)``, from their blocks.
@@ -174,8 +176,13 @@ class AbstractBlockReader(AbstractReader):
             raise UnreadableImage(f"{self.path}: the image is closed; open it again")
         height, width = regions.shape[1:3]
         waiting: dict[StoredBlock, list[BlockUse]] = {}
-        place = origin_px[0].tolist()
-        with converting(self.path, self._explain(level, place, (height, width))):
+        touched = 0  # the first region that the current block touches
+
+        def explain(error: Exception, path: object) -> FoveateError:
+            place = origin_px[touched].tolist()
+            return self._explain(level, place, (height, width), error, path)
+
+        with converting(self.path, explain):
             for block, uses in plan_blocks(self._grids[level], origin_px, (height, width)):
                 if block.is_absent:
                     for use in uses:
@@ -186,7 +193,7 @@ class AbstractBlockReader(AbstractReader):
                     waiting[block] = uses
             for block, stored in self._read_bytes(list(waiting)):
                 uses = waiting[block]
-                place[:] = origin_px[uses[0].region].tolist()  # for the error, if there is one
+                touched = uses[0].region
                 self._decode_into(level, block, stored, uses, regions)
 
     def _fill_absent(self, level: int, block: StoredBlock, use: BlockUse, region: Pixels) -> None:

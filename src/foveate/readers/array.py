@@ -107,7 +107,7 @@ class ArrayReader(AbstractReader):
                 shape = (*self.shape, self.channels)
                 self._stored = read_values(self.path, self._facts).reshape(shape)
                 if not self._is_plain and self._measured.scale is None:
-                    step = sampling_step(self._stored.size)
+                    step = sampling_step(self.shape)
                     self._measured.choose(self._stored[(slice(None, None, step),) * self.ndim])
             return self._stored
 

@@ -64,7 +64,7 @@ class DicomReader(AbstractReader):
         path: a folder that holds a series, any slice of it, or a picture.
         series: number, description or SeriesInstanceUID of the series, for folders of several.
         window: window of CT: ``lung``, ``bone``, ``soft``, ``brain``, or centre and width in
-            Hounsfield units, such as ``40,400``.
+            Hounsfield units, such as ``40,400``; not with a scale but ``hounsfield``.
         scale: how values become greys: ``auto`` by the kind of image, ``hounsfield``,
             ``percentiles``, ``lut`` (table or window of the file), or ``range``.
         stack: whether a slice stands for its series; else each file is a picture.
@@ -97,14 +97,17 @@ class DicomReader(AbstractReader):
         self._picture: DicomPicture | None = None
         self._volume: DicomVolume | None = None
         if len(slices) > 1:
-            order = stack_slices(slices, path)
-            if order.is_sheared and order.tilt_deg > _TILT_DEG:
-                text = f"its slices are tilted by {order.tilt_deg:.1f} degrees and shifted upright"
+            stacked = stack_slices(slices, path)
+            if stacked.is_sheared and stacked.tilt_deg > _TILT_DEG:
+                tilt = f"{stacked.tilt_deg:.1f} degrees"
+                text = f"its slices are tilted by {tilt} and shifted upright"
                 warn_once(logging.INFO, "tilt", path, text)
-            self._volume = DicomVolume(order, scale, wanted, self.count)
-            spacing = order.spacing_um and order.order.sort(order.spacing_um)
+            self._volume = DicomVolume(stacked, scale, wanted, self.count)
+            spacing = stacked.spacing_um
+            if spacing is not None:
+                spacing = stacked.order.sort(spacing)
             self.kind, self.channels, self.dtype = "volume", 1, np.dtype(np.uint16)
-            shape, self.disbelieved = self._volume.shape, order.disbelieved
+            shape, self.disbelieved = self._volume.shape, stacked.disbelieved
         else:
             self._picture = DicomPicture(slices[0], scale, wanted)
             self.kind, self.channels = "picture", self._picture.channels

@@ -29,8 +29,9 @@ class DicomSlideReader(AbstractBlockReader):
     (TILED_FULL) or state their places (TILED_SPARSE).
 
     The marks inside a JPEG decide about its colours, not the header, which is often wrong. Tiles
-    that a level lacks are read from the next finer level; those that none has show paper, which is
-    white in colour slides and black in grey ones.
+    that a level lacks are read from the next finer level; those that none has show the
+    background: the border of the coarsest level or, where that lacks tiles too, paper. Paper is
+    black in MONOCHROME2, else white, also in MONOCHROME1, which is turned over.
 
     Raises:
         UnsupportedFormat: the file shows a label or overview, the slide is a stack of focal planes

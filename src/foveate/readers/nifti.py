@@ -171,7 +171,7 @@ class NiftiReader(AbstractReader):
         """
         array = self._array
         if self._measured.scale is None:
-            step = sampling_step(math.prod(array.shape))
+            step = sampling_step(array.shape)
             sample = [
                 slab[::step, ::step, (-at) % step :: step].ravel() for at, slab in self._slabs()
             ]
@@ -228,7 +228,7 @@ class NiftiReader(AbstractReader):
     def _choose_scale(self, stored: NDArray[Any]) -> None:
         """Choose the scale of greys from a sample of the stored numbers (of any shape)."""
         if self._measured.scale is None:
-            step = sampling_step(stored.size)
+            step = sampling_step(stored.shape)
             sample = stored[(slice(None, None, step),) * stored.ndim]
             self._measured.choose(self._array.scale(sample))
 

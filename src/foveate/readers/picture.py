@@ -11,7 +11,6 @@ import io
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, final
@@ -33,6 +32,7 @@ from foveate.formats.orientation import Orientation
 from foveate.images.alpha import flatten_alpha
 from foveate.images.level import Level
 from foveate.images.resample import Pixels
+from foveate.messages.warn import ignore_warnings_of
 from foveate.readers.base import AbstractReader
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class PictureReader(AbstractReader):
         """Open the picture in a file with Pillow, without decoding it."""
         from PIL import Image
 
-        # Pillow's warnings would reach the terminal; their causes are refused here or harmless.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        ignore_warnings_of("PIL")  # their causes are refused here or harmless
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from foveate.errors import TableError
 from foveate.files.numerals import ColumnNumbers, list_readings, parse_number, parse_numbers
-from foveate.images.stated import BELIEVED_UM
+from foveate.images.stated import BELIEVED_RADIOLOGY_UM, BELIEVED_UM
 from foveate.wording import several
 
 _VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
-_VOLUME_UM = (1.0, 1e5)
 _MAX_RATIO = 1.05
 _UM_PER_UNIT = {"um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1000.0, "nm": 0.001}
 _UNIT = re.compile(
@@ -107,7 +106,8 @@ def _match_unit(text: str) -> re.Match[str] | None:
 
 def _limits(path: Path, unit_um: float) -> tuple[float, float]:
     """Return the limits of an image's spacing, in a unit of so many micrometres."""
-    low, high = _VOLUME_UM if path.name.lower().endswith(_VOLUMES) else BELIEVED_UM
+    is_volume = path.name.lower().endswith(_VOLUMES)
+    low, high = BELIEVED_RADIOLOGY_UM if is_volume else BELIEVED_UM
     return low / unit_um, high / unit_um
 
 
