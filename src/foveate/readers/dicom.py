@@ -122,6 +122,8 @@ class DicomReader(AbstractReader):
     def recognises(cls, path: Path, head: bytes) -> bool:
         """Return whether a file is DICOM and no slide, or a folder holds a series of slices.
 
+        A folder of too many files counts as one of files.
+
         Args:
             path: the file or folder.
             head: its first `HEAD_BYTES` bytes.
@@ -130,8 +132,8 @@ class DicomReader(AbstractReader):
             if head:
                 return is_dicom(head) and read_sop_class(path) != SLIDE
             return bool(group_series(read_folder(path).slices))
-        except UnreadableImage:  # opening it says what is wrong
-            return True
+        except UnreadableImage:  # opening a file says why; a folder of too many is one of files
+            return bool(head)
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
