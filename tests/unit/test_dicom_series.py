@@ -388,6 +388,12 @@ def test_a_folder_of_xrays_is_no_image(tmp_path: Path) -> None:
         read(write_series(tmp_path / "s", noise()), stack=False)
 
 
+def test_a_series_that_is_not_stacked_is_a_folder_of_files(tmp_path: Path) -> None:
+    series = write_series(tmp_path, noise())
+    assert is_image_folder(series, {"dicom": {"series": "3"}})
+    assert not is_image_folder(series, check_options({"dicom": {"stack": "no"}}))
+
+
 def test_a_slice_finds_its_series_among_many_other_files(tmp_path: Path) -> None:
     for i in range(120):
         (tmp_path / f"A{i:03d}.txt").write_bytes(b"no DICOM")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -134,6 +135,15 @@ class DicomReader(AbstractReader):
             return bool(group_series(read_folder(path).slices))
         except UnreadableImage:  # opening a file says why; a folder of too many is one of files
             return bool(head)
+
+    @classmethod
+    def joins_folders(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether the slices of a folder are one image: unless `stack` is off.
+
+        Args:
+            options: options of the reader that the user set, by name.
+        """
+        return bool(options.get("stack", True))
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]
