@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import pytest
 from numpy.typing import NDArray
+
+UNREADABLE: Final = Path("/proc/self/mem")
+"""A file of which no user can read the first byte, not even root."""
+needs_proc = pytest.mark.skipif(not UNREADABLE.exists(), reason="a file that only Linux has")
 
 
 def encode_idx(array: NDArray[Any]) -> bytes:

@@ -119,6 +119,9 @@ def test_folders_of_series_are_images_and_xrays_are_files(tmp_path: Path, foveat
     expected = ["patient 1/FLAIR", "patient 1/T1", "patient 2/DX0001", "patient 2/DX0002"]
     cases = gather_cases([study]).cases
     assert sorted(c.path.relative_to(study).as_posix() for c in cases) == expected
+    files = gather_cases([study], readers={"dicom": {"stack": False}}).cases
+    assert len(files) == 14
+    assert all(case.path.is_file() for case in files)
     drafted = foveate("init", study, "--out", tmp_path / "table.csv")
     assert drafted.returncode == 0, drafted.stderr
     rows = read_rows(tmp_path / "table.csv")
@@ -128,6 +131,30 @@ def test_folders_of_series_are_images_and_xrays_are_files(tmp_path: Path, foveat
     assert [row["path"] for row in read_rows(tmp_path / "one.csv")] == ["study/patient 1/T1"]
     (case,) = gather_cases([study / "patient 1" / "T1"]).cases
     assert (case.path, case.image_id) == (study / "patient 1" / "T1", "T1")
+
+
+@pytest.mark.slow
+def test_slices_of_a_folder_are_images_of_their_own_where_they_are_not_stacked(
+    tmp_path: Path, foveate: Command
+) -> None:
+    for label in ("thick", "thin"):
+        for i in range(3):
+            values = np.random.default_rng(i).integers(0, 900, (2, 64, 64)).astype(np.int16)
+            write_series(tmp_path / "study" / label / f"S{i}", values)
+    slices = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("IM*"))
+    rows = [f"{path},{Path(path).parts[1]}" for path in slices]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    alone = ("--reader.dicom.stack", "no")
+    checked = foveate("check", tmp_path / "study", "--out", tmp_path / "check", *alone)
+    assert "12 images" in checked.stdout, checked.stdout + checked.stderr
+    brief = ("--method", "downsampled", "--epochs", "1", "--folds", "2", *alone)
+    trained = foveate("train", table, "--out", tmp_path / "run", *brief)
+    assert trained.returncode == 0, trained.stderr
+    out = tmp_path / "out"
+    predicted = foveate("predict", tmp_path / "run", tmp_path / "study", "--out", out)
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(read_rows(out / "predictions.csv")) == 12
 
 
 def test_series_of_the_same_names_and_sizes_are_told_apart(tmp_path: Path) -> None:

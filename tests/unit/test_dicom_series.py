@@ -23,7 +23,9 @@ from foveate.errors import (
 )
 from foveate.geometry import Box, Frame
 from foveate.readers import check_options, is_image_folder, open_image
+from foveate.readers.dicom import DicomReader
 from helpers.dicom import AXIAL, write_dicom, write_series, write_twin
+from helpers.files import UNREADABLE, needs_proc
 
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -226,9 +228,31 @@ def test_a_damaged_slice_is_not_left_out(tmp_path: Path) -> None:
     for damaged in (content[:400] + b"\xff" * 400, content[:300], b""):
         (series / "IM0006").write_bytes(damaged)
         with pytest.raises(
-            UnreadableImage, match="may lack a slice, because the DICOM header of IM0006 is damaged"
+            UnreadableImage,
+            match="may lack a slice, because the DICOM header of IM0006 cannot be read",
         ):
             open_image(series)
+
+
+@needs_proc
+def test_a_slice_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    series = write_series(tmp_path, noise())
+    (series / "IM0009").symlink_to(UNREADABLE)
+    assert is_image_folder(series)
+    words = "may lack a slice, because the DICOM header of IM0009 cannot be read"
+    with pytest.raises(UnreadableImage, match=words):
+        open_image(series)
+    (series / "IM0009").rename(series / "notes.bin")
+    assert read(series).shape == (9, 20, 16)
+
+
+def test_names_that_are_identifiers_are_alike(tmp_path: Path) -> None:
+    series = write_series(tmp_path, noise())
+    for i, path in enumerate(sorted(series.iterdir())):
+        path.rename(series / f"1.2.{i}")
+    (series / "1.2.9").touch()
+    with pytest.raises(UnreadableImage, match=r"may lack a slice, .* of 1\.2\.9 cannot be read"):
+        open_image(series)
 
 
 def test_one_damaged_file_does_not_stop_the_other_series_of_a_folder(
@@ -239,7 +263,7 @@ def test_one_damaged_file_does_not_stop_the_other_series_of_a_folder(
     content = (series / "IM0006").read_bytes()
     (series / "broken").write_bytes(content[:300])
     assert read(series).shape == (9, 20, 16)
-    assert "may lack a slice, because the DICOM header of broken is damaged" in caplog.text
+    assert "may lack a slice, because the DICOM header of broken cannot be read" in caplog.text
     other.unlink()
     with pytest.raises(
         UnreadableImage, match="copy, download or export it again, or move it away if it is none"
@@ -366,6 +390,12 @@ def test_a_folder_of_xrays_is_no_image(tmp_path: Path) -> None:
         read(write_series(tmp_path / "s", noise()), stack=False)
 
 
+def test_a_series_that_is_not_stacked_is_a_folder_of_files(tmp_path: Path) -> None:
+    series = write_series(tmp_path, noise())
+    assert is_image_folder(series, {"dicom": {"series": "3"}})
+    assert not is_image_folder(series, check_options({"dicom": {"stack": "no"}}))
+
+
 def test_a_slice_finds_its_series_among_many_other_files(tmp_path: Path) -> None:
     for i in range(120):
         (tmp_path / f"A{i:03d}.txt").write_bytes(b"no DICOM")
@@ -382,8 +412,13 @@ def test_folders_of_very_many_files_are_refused_if_they_are_dicom(tmp_path: Path
         (tmp_path / f"tile_{i}.png").touch()
     assert not is_image_folder(tmp_path)
     write_series(tmp_path, noise())
-    with pytest.raises(ImageTooLarge, match="holds more than 20,000 DICOM files; put each series"):
+    assert not is_image_folder(tmp_path)  # its files are listed, so that X-rays can be predicted
+    with pytest.raises(UnsupportedFormat, match="is a folder, not an image file; give its files"):
         open_image(tmp_path)
+    with pytest.raises(ImageTooLarge, match="holds more than 20,000 DICOM files; put each series"):
+        open_image(tmp_path / "IM0000")
+    with pytest.raises(ImageTooLarge, match="holds more than 20,000 DICOM files; put each series"):
+        DicomReader(tmp_path)
 
 
 def test_a_folder_is_read_anew_when_it_changes(tmp_path: Path) -> None:

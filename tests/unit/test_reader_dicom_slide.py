@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.uid import generate_uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
 
 from foveate.errors import UnreadableImage, UnsupportedFormat
+from foveate.formats import dicom_slide_folder
+from foveate.formats.dicom_folder import read_state
 from foveate.geometry import Box, Frame
 from foveate.readers import is_image_folder, open_image
 from foveate.readers.dicom_slide import DicomSlideReader
 from foveate.table import cases_from_folder
 from foveate.table.draft import draft_rows
-from helpers.dicom_slides import as_implicit, encode_jpeg, smooth, write_level, write_slide
+from helpers.dicom import write_dicom
+from helpers.dicom_slides import SLIDE, as_implicit, encode_jpeg, smooth, write_level, write_slide
+from helpers.files import UNREADABLE, needs_proc
 from helpers.images import build_pyramid, read_whole
 
 PIXELS = smooth()
@@ -211,6 +218,64 @@ def test_other_images_beside_a_slide_are_not_hidden(tmp_path: Path) -> None:
     assert listed(tmp_path) == ["S1/0.dcm", "S1/c.png"]
     with pytest.raises(UnsupportedFormat, match="is a folder, not an image file"):
         open_image(folder)
+
+
+def test_folders_below_a_slide_are_listed_and_no_part_of_it(tmp_path: Path) -> None:
+    folder = write_slide(tmp_path / "S1", LEVELS)
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir/c.png").touch()
+    assert listed(tmp_path) == ["S1"]
+    (folder / "more").mkdir()
+    Image.fromarray(PIXELS).save(folder / "more/c.png")
+    assert listed(tmp_path) == ["S1/0.dcm", "S1/more/c.png"]
+
+
+def test_other_dicom_before_a_slide_in_the_order_of_names(tmp_path: Path) -> None:
+    write_slide(tmp_path, LEVELS)
+    for i in range(120):
+        write_dicom(tmp_path / f"-{i}.dcm", smooth(8, 9, 1)[..., 0])
+    files = listed(tmp_path)
+    assert len(files) == 121
+    assert "0.dcm" in files
+
+
+@needs_proc
+def test_files_that_cannot_be_read_end_no_list(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_slide(tmp_path, LEVELS)
+    (tmp_path / "-.dcm").symlink_to(UNREADABLE)
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    os.mkfifo(tmp_path / "pipe.dcm")
+    header = (tmp_path / "1.dcm").read_bytes()[:132]
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SLIDE
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with (tmp_path / "deflate.dcm").open("wb") as file:
+        file.write(header)
+        write_file_meta_info(file, meta, enforce_standard=False)
+        file.write(b"\xff" * 99)
+    assert listed(tmp_path) == ["-.dcm", "0.dcm", "deflate.dcm", "gone.dcm", "pipe.dcm"]
+    assert not is_image_folder(tmp_path)
+    with opened(tmp_path / "0.dcm") as image:
+        assert len(image.levels) == 2
+    assert "may lack a level, because -.dcm cannot be read" in caplog.text
+    with pytest.raises(UnreadableImage, match=r"deflate\.dcm: its DICOM elements cannot be read"):
+        open_image(tmp_path / "deflate.dcm")
+
+
+def test_headers_beside_a_slide_are_read_once(tmp_path: Path) -> None:
+    folder = write_slide(tmp_path / "S1", LEVELS)
+    opened(folder / "0.dcm").close()
+    asked = [(path, read_state(path)) for path in sorted(folder.iterdir())]
+    first = [dicom_slide_folder._read_content(path, state) for path, state in asked]
+    again = [dicom_slide_folder._read_content(path) for path, _ in asked]
+    assert [content.kind for content in first] == ["slide", "slide"]
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    write_slide(folder, [PIXELS[:180], LEVELS[1]])
+    changed = dicom_slide_folder._read_content(folder / "0.dcm")
+    assert changed.member is not None
+    assert changed.member.stated_px == 180 * 328
 
 
 # -- colours ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import imagecodecs
@@ -191,6 +192,19 @@ def test_parts_of_a_level_that_differ(tmp_path: Path) -> None:
         write_level(path, PIXELS[: 200 - k], series="1.2.3", **part)
     with pytest.raises(UnreadableImage, match="the parts of a level contradict each other"):
         open_image(tmp_path)
+
+
+def test_a_level_of_very_many_parts_takes_no_memory(tmp_path: Path) -> None:
+    path = one_file(tmp_path, ConcatenationUID="1.2.9")
+    header = dcmread(path)
+    header.add_new("InConcatenationTotalNumber", "UL", 5_000_000)
+    header.save_as(path)
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="of a level in 5000000 parts, 1 are here"):
+        open_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def change(path: Path, old: bytes, new: bytes) -> None:

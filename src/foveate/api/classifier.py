@@ -23,6 +23,7 @@ from foveate.messages.display import OnUpdate
 from foveate.prediction.answer import Answer, AnswerOrFailure
 from foveate.prediction.options import PredictOptions
 from foveate.prediction.predict import open_loader, predict_cases
+from foveate.readers import ReaderOptions
 from foveate.runs.folder import read_json
 from foveate.runs.models import Ensemble, find_models
 from foveate.runtime import find_device
@@ -209,12 +210,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             NotFitted: `fit` was not called.
             UnreadableImage: an image cannot be read or predicted; the message names it.
         """
+        models = self._loaded()
         if not len(self.classes_):
             raise OptionError(
-                f"task {self._loaded().card.task} has no classes and no probabilities; call predict"
+                f"task {models.card.task} has no classes and no probabilities; call predict"
             )
         k = len(self.classes_)
-        rows = [answer.values[:k] for answer in self._answers(_list_cases(paths))]
+        cases = _list_cases(paths, models.card.readers)
+        rows = [answer.values[:k] for answer in self._answers(cases)]
         return np.array(rows, dtype=np.float64).reshape(-1, k)
 
     def predict(self, paths: Paths) -> NDArray[np.str_]:
@@ -230,7 +233,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         models = self._loaded()
         labels = [
             models.task.predict(answer.values, models.point)
-            for answer in self._answers(_list_cases(paths))
+            for answer in self._answers(_list_cases(paths, models.card.readers))
         ]
         return np.array(labels, dtype=np.str_)
 
@@ -289,12 +292,12 @@ def _require_answer(outcome: AnswerOrFailure) -> Answer:
     return outcome
 
 
-def _list_cases(paths: Paths) -> list[Case]:
+def _list_cases(paths: Paths, readers: ReaderOptions) -> list[Case]:
     """List the images at some paths, or of one folder or table, in order."""
     if isinstance(paths, str | Path):
         one = Path(paths)
         if one.is_dir() or one.suffix.lower() in _TABLES:
-            return list(gather_cases([one]).cases)
+            return list(gather_cases([one], readers=readers).cases)
         paths = [one]
     names = ((f"{i}-{Path(path).stem}", Path(path)) for i, path in enumerate(paths))
     return [Case(name, name, path) for name, path in names]

@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from foveate.checks.options import CheckOptions
 from foveate.checks.records import CheckFinding
 from foveate.errors import TableError
-from foveate.readers import is_image_folder
+from foveate.readers import check_options, is_image_folder
 from foveate.table import (
     Case,
     CaseTable,
@@ -86,7 +87,7 @@ def join_images(source: Path, options: CheckOptions) -> JoinedTable:
         TableError: there is no such table or folder, and no image to check.
     """
     if source.is_dir():
-        return _join_folder(source)
+        return _join_folder(source, options)
     table, refusal = _read(source, options)
     findings = [*refusal, *_find_set_aside(table.set_aside), *_find_in_labels(table.cases)]
     findings += _find_several_images(table.cases)
@@ -102,10 +103,11 @@ def join_images(source: Path, options: CheckOptions) -> JoinedTable:
     )
 
 
-def _join_folder(folder: Path) -> JoinedTable:
+def _join_folder(folder: Path, options: CheckOptions) -> JoinedTable:
     """Read the images of a folder, with the labels and patients that `draft_rows` is sure of."""
-    table = cases_from_folder(folder, is_image_folder)
-    draft = draft_rows(folder, is_image_folder)
+    is_image = _choose_folder_rule(options)
+    table = cases_from_folder(folder, is_image)
+    draft = draft_rows(folder, is_image)
     rows = {row.path: row for row in draft.rows}
     cases = tuple(_add_draft(case, rows.get(case.path)) for case in table.cases)
     labelled = any(case.label for case in cases)
@@ -171,7 +173,7 @@ def _read(source: Path, options: CheckOptions) -> tuple[CaseTable, list[CheckFin
     except TableError:
         folder = Path(options.images) if options.images is not None else source.parent
     try:
-        return cases_from_folder(folder, is_image_folder), [finding]
+        return cases_from_folder(folder, _choose_folder_rule(options)), [finding]
     except TableError:
         raise refused from None
 
@@ -183,8 +185,13 @@ def _read_by_rules(source: Path, options: CheckOptions, rules: LabelRules) -> Ca
         files=None if options.files is None else Path(options.files),
         columns=_name_columns(options),
         labels=rules,
-        is_image=is_image_folder,
+        is_image=_choose_folder_rule(options),
     )
+
+
+def _choose_folder_rule(options: CheckOptions) -> Callable[[Path], bool]:
+    """Return the rule by which a folder is one image, as the options of readers say."""
+    return partial(is_image_folder, options=check_options(options.reader_options or {}))
 
 
 def _name_columns(options: CheckOptions) -> NamedColumns:
@@ -196,7 +203,7 @@ def _open_sheet(source: Path, options: CheckOptions) -> tuple[TableSheet, Finder
     files = None if options.files is None else Path(options.files)
     sheet = read_tables(source, files, _name_columns(options))
     base = Path(options.images) if options.images is not None else (files or source).parent
-    return sheet, Finder(base, is_image_folder)
+    return sheet, Finder(base, _choose_folder_rule(options))
 
 
 def _find_rows(

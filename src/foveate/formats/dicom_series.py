@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.cache import ByteCache
 from foveate.errors import AGAIN, FoveateError, ImageTooLarge, UnreadableImage, UnsupportedFormat
-from foveate.formats.dicom_header import (
-    HEAD_BYTES,
-    SLIDE,
-    is_dicom,
-    read_header,
-    reading_dicom,
-)
+from foveate.formats.dicom_folder import dicom_suffix, list_files, read_head
+from foveate.formats.dicom_header import SLIDE, is_dicom, read_header, reading_dicom
 from foveate.messages.warn import warn_once
 from foveate.wording import several
 
@@ -150,8 +145,8 @@ class FolderFacts:
 
     Attributes:
         slices: the facts of those with pixels.
-        damaged: those whose header cannot be read, and empty files that are called like them, each
-            with the identity of its series; empty where not known.
+        damaged: those whose header cannot be read, and files called like slices that are empty or
+            cannot be read at all, each with the identity of its series; empty where not known.
     """
 
     slices: tuple[SliceFacts, ...]
@@ -174,36 +169,18 @@ def read_folder(folder: Path, *, holds_dicom: bool = False) -> FolderFacts:
         ImageTooLarge: there are more than 20,000 files.
     """
     folder = folder.absolute()
-    files, state = _scan(folder)
-    key = (os.fspath(folder), state, holds_dicom)
+    files = list_files(folder, _MAX_FILES + 1)
+    key = (os.fspath(folder), hash(tuple(files)), holds_dicom)
     known = _folders.get(key)
     if known is None:
-        known = _read_files(folder, files, holds_dicom)
+        known = _read_files(folder, [path for path, _ in files], holds_dicom)
         _folders.put(key, known, _SLICE_BYTES * (len(known.slices) + 1))
     return known
 
 
-def _scan(folder: Path) -> tuple[list[Path], int]:
-    """List the files of a folder that are not hidden, and compute a number of their states.
-
-    Of too many files, one more is listed than are read.
-    """
-    states = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.is_file():
-                continue
-            state = entry.stat()
-            states.append((entry.name, state.st_size, state.st_mtime_ns))
-            if len(states) > _MAX_FILES:
-                break
-    states.sort()
-    return [folder / name for name, _, _ in states], hash(tuple(states))
-
-
 def _read_files(folder: Path, files: Sequence[Path], holds_dicom: bool) -> FolderFacts:
     """Read the facts of the files of a folder, see `read_folder`."""
-    slices, damaged, empty = list[SliceFacts](), list[tuple[Path, str]](), list[Path]()
+    slices, damaged, unknown = list[SliceFacts](), list[tuple[Path, str]](), list[Path]()
     for i, path in enumerate(files):
         if i >= _MAX_OTHERS and not (slices or damaged or holds_dicom):
             break
@@ -212,10 +189,12 @@ def _read_files(folder: Path, files: Sequence[Path], holds_dicom: bool) -> Folde
                 f"{folder}: holds more than {_MAX_FILES:,} DICOM files; put each series into a "
                 "folder of its own"
             )
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        try:
+            head = read_head(path)
+        except UnreadableImage:
+            head = b""
         if not head:
-            empty.append(path)
+            unknown.append(path)
         if not is_dicom(head):
             continue
         try:
@@ -225,8 +204,8 @@ def _read_files(folder: Path, files: Sequence[Path], holds_dicom: bool) -> Folde
             continue
         if facts is not None:
             slices.append(facts)
-    suffixes = {facts.path.suffix for facts in slices}
-    damaged += [(path, "") for path in empty if path.suffix in suffixes]
+    suffixes = {dicom_suffix(facts.path) for facts in slices}
+    damaged += [(path, "") for path in unknown if dicom_suffix(path) in suffixes]
     return FolderFacts(tuple(slices), tuple(damaged))
 
 
@@ -316,7 +295,7 @@ def _refuse_damaged(path: Path, folder: FolderFacts, series: str) -> None:
     lost = [damaged for damaged, of in folder.damaged if of in ("", series)]
     if not lost:
         return
-    text = f"may lack a slice, because the DICOM header of {lost[0].name} is damaged"
+    text = f"may lack a slice, because the DICOM header of {lost[0].name} cannot be read"
     alone = all(facts.series == series for facts in folder.slices)
     if alone or any(of == series for _, of in folder.damaged):
         raise UnreadableImage(f"{path}: {text}{AGAIN}, or move it away if it is none of the series")

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from foveate.errors import AGAIN, UnreadableImage, UnsupportedFormat
-from foveate.formats.dicom_header import read_header_and_end, reading_dicom, transfer_syntax
+from foveate.formats.dicom_header import (
+    read_header,
+    read_header_and_end,
+    reading_dicom,
+    transfer_syntax,
+)
 from foveate.formats.tiff_codec import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, YCBCR, Coding
 from foveate.geometry import Vector
 from foveate.images.stated import check_spacing
@@ -42,9 +47,14 @@ _COLOURS = {
     "YBR_FULL_422": YCBCR,
 }
 """TIFF's number for the meaning of the samples, by photometric interpretation."""
-_TAGS = (
+_MEMBER_TAGS = (
     *("SOPInstanceUID", "ImageType", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("ContainerIdentifier", "Rows", "Columns", "TotalPixelMatrixRows", "NumberOfFrames"),
+    *("ContainerIdentifier", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"),
+)
+_LAST_OF_MEMBER = 0x00480007
+"""The last of these elements in a file."""
+_TAGS = (
+    *("ImageType", "Rows", "Columns", "TotalPixelMatrixRows", "NumberOfFrames"),
     *("TotalPixelMatrixColumns", "TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths"),
     *("DimensionOrganizationType", "SamplesPerPixel", "PhotometricInterpretation"),
     *("PlanarConfiguration", "BitsAllocated", "PixelRepresentation", "ImagedVolumeWidth"),
@@ -55,6 +65,8 @@ _TAGS = (
 _BEFORE_FRAMES = 0x5200922F
 """The last tag before the list of frames (Per-Frame Functional Groups Sequence)."""
 _UM_PER_MM = 1e3
+_MAX_LETTERS = 200
+"""More than any of the texts may have by the rules of DICOM."""
 _IMPLICIT = "1.2.840.10008.1.2"
 _STACKS = ("TotalPixelMatrixFocalPlanes", "NumberOfOpticalPaths")
 _OTHER_KINDS = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
@@ -71,8 +83,7 @@ class Member:
         series: unique identifier of its series.
         place: frame of reference and name of the glass slide; None where one is not stated.
         kind: what it shows: ``VOLUME`` for the slide itself, else one of `_OTHER_KINDS`.
-        header: the elements that count.
-        end: first byte behind them.
+        stated_px: number of pixels of the level that the header states; 0 where it states none.
     """
 
     path: Path
@@ -80,14 +91,7 @@ class Member:
     series: str
     place: tuple[str, str] | None
     kind: str
-    header: Dataset
-    end: int
-
-    @property
-    def stated_px(self) -> int:
-        """Number of pixels of the level that the header states; 0 where it states none."""
-        sides = (self.header.get(f"TotalPixelMatrix{side}") for side in ("Rows", "Columns"))
-        return math.prod(side if isinstance(side, int) else 0 for side in sides)
+    stated_px: int
 
     def belongs_to(self, other: Member) -> bool:
         """Return whether two files are of one slide, by their series or by place on the glass."""
@@ -142,8 +146,9 @@ def read_member(path: Path) -> Member:
         UnreadableImage: the header is damaged.
     """
     with reading_dicom(path):
-        header, end = read_header_and_end(path, _TAGS, _BEFORE_FRAMES)
+        header = read_header(path, _MEMBER_TAGS, _LAST_OF_MEMBER)
         image_type = _image_type(header)
+        sides = [header.get(f"TotalPixelMatrix{side}") for side in ("Rows", "Columns")]
         place = _text(header, "FrameOfReferenceUID"), _text(header, "ContainerIdentifier")
         return Member(
             path=path,
@@ -151,23 +156,19 @@ def read_member(path: Path) -> Member:
             series=_text(header, "SeriesInstanceUID"),
             place=place if all(place) else None,
             kind=next((word for word in image_type if word in _OTHER_KINDS), "VOLUME"),
-            header=header,
-            end=end,
+            stated_px=math.prod(side if isinstance(side, int) else 0 for side in sides),
         )
 
 
-def read_facts(member: Member) -> SlideFile:
-    """Convert the header of a file that shows the slide itself to its facts.
-
-    Args:
-        member: the file.
+def read_facts(path: Path) -> SlideFile:
+    """Read the facts of a file that shows the slide itself.
 
     Raises:
         UnreadableImage: the header is damaged.
         UnsupportedFormat: the samples are coded in a way that is not read.
     """
-    path, header = member.path, member.header
     with reading_dicom(path):
+        header, end = read_header_and_end(path, _TAGS, _BEFORE_FRAMES)
         shape = _whole(header, "TotalPixelMatrixRows"), _whole(header, "TotalPixelMatrixColumns")
         block = _whole(header, "Rows"), _whole(header, "Columns")
         n_frames, n_bytes = _whole(header, "NumberOfFrames", 1), path.stat().st_size
@@ -191,7 +192,7 @@ def read_facts(member: Member) -> SlideFile:
             spacing_um=_read_spacing(header, shape),
             coding=_read_coding(path, header),
             explicit=transfer_syntax(header) != _IMPLICIT,
-            end=member.end,
+            end=end,
         )
 
 
@@ -203,7 +204,7 @@ def _image_type(header: Dataset) -> list[str]:
 
 def _text(header: Dataset, name: str) -> str:
     """Return an element as a text; empty where it is missing."""
-    return str(header.get(name) or "").strip()
+    return str(header.get(name) or "").strip()[:_MAX_LETTERS]
 
 
 def _whole(header: Dataset, name: str, default: int | None = None) -> int:

@@ -53,7 +53,7 @@ def read_slide(path: Path) -> SlideIndex:
             coding is not read.
         ImageTooLarge: the number of blocks, or a block, is beyond the limits.
     """
-    files = [read_facts(member) for member in find_volumes(path)]
+    files = [read_facts(member.path) for member in find_volumes(path)]
     if all(file.resampled for file in files):
         raise UnreadableImage(
             f"{path}: only smaller versions of the slide are here, its full resolution is missing; "
@@ -119,7 +119,7 @@ def _check_parts(parts: Sequence[SlideFile]) -> None:
         raise make_stack_error(first.path, first.planes, "focal planes or channels")
     numbers = [part.part for part in parts]
     n = max([part.n_parts for part in parts] + numbers)
-    if numbers != list(range(1, n + 1)):
+    if len(numbers) != n or numbers != list(range(1, n + 1)):
         raise UnreadableImage(
             f"{first.path}: of a level in {n} parts, {len(parts)} are here; copy all files of the "
             "slide into one folder"

@@ -7,10 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from foveate.errors import ImageNotFound, TableError
-from foveate.readers import is_image_folder
+from foveate.readers import ReaderOptions, is_image_folder
 from foveate.table import (
     Case,
     CaseTable,
@@ -26,7 +27,10 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 
 
 def gather_cases(
-    paths: Sequence[Path], labels: LabelRules | None = None, images: Path | None = None
+    paths: Sequence[Path],
+    labels: LabelRules | None = None,
+    images: Path | None = None,
+    readers: ReaderOptions | None = None,
 ) -> CaseTable:
     """Gather cases from files, folders and tables, and the rows of tables that cannot be used.
 
@@ -36,12 +40,14 @@ def gather_cases(
         paths: image files, folders of images, and tables.
         labels: rules for the labels of tables; by default they may be anything.
         images: folder that paths in tables are relative to; by default that of the table.
+        readers: options of readers, which say whether a folder of slices is one image.
 
     Raises:
         ImageNotFound: a path does not exist.
         TableError: there is no image, or there are only results of foveate.
     """
     rules = labels or LabelRules(needed=False)
+    is_image = partial(is_image_folder, options=readers)
     tables: list[CaseTable] = []
     results: list[Path] = []
     for path in paths:
@@ -50,9 +56,9 @@ def gather_cases(
         if is_result(path):
             results.append(path)
         elif path.suffix.lower() in _TABLES and path.is_file():
-            tables.append(read_cases(path, images=images, labels=rules, is_image=is_image_folder))
+            tables.append(read_cases(path, images=images, labels=rules, is_image=is_image))
         else:
-            tables.append(cases_from_folder(path, is_image_folder))
+            tables.append(cases_from_folder(path, is_image))
     if results and not tables:
         raise TableError(
             f"{results[0]}: results of foveate, whose pictures are no images to predict; give the "

@@ -108,10 +108,17 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def is_image_folder(path: Path) -> bool:
-    """Return whether a reader reads a folder as one image."""
-    readers = [reader for _, reader in _readers(parts.plugin_folders()) if reader.takes_folders]
-    return any(_recognises(reader, path, b"") for reader in readers)
+def is_image_folder(path: Path, options: ReaderOptions | None = None) -> bool:
+    """Return whether a folder is one image in lists of images, and not its files.
+
+    Args:
+        path: the folder.
+        options: options of readers, as `check_options` returns them.
+    """
+    return any(
+        reader.joins_folders((options or {}).get(name, {})) and _recognises(reader, path, b"")
+        for name, reader in _readers(parts.plugin_folders())
+    )
 
 
 def check_options(options: ReaderOptions) -> dict[str, dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from foveate.images.image import AbstractImage
 
@@ -50,6 +51,18 @@ class AbstractReader(AbstractImage):
             path: the file or folder, for libraries that detect formats themselves.
             head: the first `HEAD_BYTES` bytes of a file.
         """
+
+    @classmethod
+    def joins_folders(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether a folder that it recognises is one image where images are listed.
+
+        Otherwise the files of the folder are listed. By default it is, if the reader takes folders.
+
+        Args:
+            options: options of the reader that the user set, by name.
+        """
+        del options
+        return cls.takes_folders
 
 
 BASE = AbstractReader

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -125,6 +126,8 @@ class DicomReader(AbstractReader):
     def recognises(cls, path: Path, head: bytes) -> bool:
         """Return whether a file is DICOM and no slide, or a folder holds a series of slices.
 
+        A folder of too many files counts as one of files.
+
         Args:
             path: the file or folder.
             head: its first `HEAD_BYTES` bytes.
@@ -133,8 +136,17 @@ class DicomReader(AbstractReader):
             if head:
                 return is_dicom(head) and read_sop_class(path) != SLIDE
             return bool(group_series(read_folder(path).slices))
-        except UnreadableImage:  # opening it says what is wrong
-            return True
+        except UnreadableImage:  # opening a file says why; a folder of too many is one of files
+            return bool(head)
+
+    @classmethod
+    def joins_folders(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether the slices of a folder are one image: unless `stack` is off.
+
+        Args:
+            options: options of the reader that the user set, by name.
+        """
+        return bool(options.get("stack", True))
 
     def _read_level(
         self, level: int, origin_px: tuple[int, ...], size_px: tuple[int, ...]

@@ -5,14 +5,13 @@ pydicom parses the headers. The levels lie in files of their own, which are foun
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 
-from foveate.formats.dicom_slide_folder import is_slide_file, read_first_bytes
+from foveate.formats.dicom_slide_folder import is_slide_file, is_slide_folder
 from foveate.formats.dicom_slide_levels import read_slide
 from foveate.formats.tiff_codec import BLACK_IS_ZERO
 from foveate.images.resample import white_value
@@ -64,14 +63,7 @@ class DicomSlideReader(AbstractBlockReader):
             path: the file or folder.
             head: the first `HEAD_BYTES` bytes of a file.
         """
-        if head:
-            return is_slide_file(path, head)
-        from foveate.table.files import image_files  # its package takes long to import
-
-        images = list(itertools.islice(image_files(path), 2))
-        if len(images) != 1 or images[0].parent != path:
-            return False
-        return is_slide_file(images[0], read_first_bytes(images[0]))
+        return is_slide_file(path, head) if head else is_slide_folder(path)
 
     def _stated_background(self) -> Sequence[float] | None:
         has_absent = self._grids[-1].has_absent

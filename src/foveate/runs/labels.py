@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def read_table(config: RunConfig) -> CaseTable:
             task_options=config.task_options,
             renamed=options.renamed or {},
         ),
-        is_image=is_image_folder,
+        is_image=partial(is_image_folder, options=config.reader_options),
     )
     if config.bag == "patient":
         table = _bag_by_patient(table)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from foveate.errors import TableError
+from foveate.files.companions import accompanies_images, is_helper_folder
 from foveate.files.run_layout import (
     CheckLayout,
     ComparisonLayout,
@@ -30,23 +31,6 @@ SUFFIXES = (
 """Suffixes that are no part of an image's name; any other dot belongs to the name."""
 
 _FEATURES = (".h5", ".pt")
-_SIDECARS = frozenset(
-    {".json", ".csv", ".tsv", ".txt", ".geojson", ".html", ".htm", ".xml", ".xlsx", ".xls"}
-    | {".md", ".yaml", ".yml", ".log", ".dat", ".ini", ".ets", ".pdf", ".zip", ".db", ".part"}
-    | {".py", ".sh", ".safetensors", *_FEATURES}
-    | {".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".crc", ".asc", ".sig", ".parcel"}
-    | {".partial", ".crdownload", ".download", ".aria2", ".tmp", ".bak", ".lnk", ".url", ".gsheet"}
-)
-_SIDECAR_NAMES = re.compile(
-    r"(?:md5|sha\d+|b2)sums?|checksums?|manifest|readme|licen[cs]e|dicomdir|thumbs\.db|ehthumbs\.db"
-    r"|icon\r?",
-    re.IGNORECASE,
-)
-_HELPER_FOLDERS = frozenset(
-    {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found"}
-    | {"system volume information", "@tmp", "#snapshot"}
-)
-"""Folders that network disks and systems put beside the user's files, in small letters."""
 _RESULT_FILES = frozenset(
     {PredictionLayout.journal, RunLayout.splits, ComparisonLayout.result, CheckLayout.journal}
 )
@@ -74,7 +58,7 @@ def image_files(
     deep: bool = True,
     is_image: Callable[[Path], bool] = lambda _: False,
     on_results: Callable[[Path], object] = lambda _: None,
-    wanted: Callable[[str], bool] = lambda name: not _accompanies(name),
+    wanted: Callable[[str], bool] = lambda name: not accompanies_images(name),
 ) -> Iterator[Path]:
     """Yield the files in a folder that could be images, sorted; skip companions of MIRAX and VSI.
 
@@ -142,11 +126,7 @@ def _choose_folders(folders: Sequence[str], names: Sequence[str]) -> list[str]:
     """
     companions = {Path(n).stem for n in names if n.lower().endswith((".mrxs", ".vms"))}
     companions |= {f"_{Path(n).stem}_" for n in names if n.lower().endswith(".vsi")}
-    return sorted(
-        f
-        for f in folders
-        if not f.startswith(".") and f not in companions and f.lower() not in _HELPER_FOLDERS
-    )
+    return sorted(f for f in folders if f not in companions and not is_helper_folder(f))
 
 
 def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
@@ -163,12 +143,6 @@ def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
         return False
     visited.add(place)
     return True
-
-
-def _accompanies(name: str) -> bool:
-    """Return whether a file accompanies images rather than being one, by its name."""
-    sidecar = Path(name).suffix.lower() in _SIDECARS or ".truth." in name
-    return name.startswith(".") or sidecar or _SIDECAR_NAMES.fullmatch(name) is not None
 
 
 def find_files(

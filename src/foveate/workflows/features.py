@@ -95,7 +95,8 @@ def extract_features(
         raise CheckpointError(f"--out {out} is the folder of a run: give another --out")
     encoder = _build_encoder(options)
     images = None if options.images is None else Path(options.images)
-    table = gather_cases([Path(source)], images=images)
+    readers = check_options(options.reader_options or {})
+    table = gather_cases([Path(source)], images=images, readers=readers)
     with lock_folder(out), log_into(out, display):
         remove_partial_files(out)
         for note in table.notes:

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ def predict(
             )
     models = find_models(run)
     command = _Command("predict", models, out, options, display)
-    gathered = gather_cases(paths, replace(_rule_labels(models), needed=False))
+    rules = replace(_rule_labels(models), needed=False)
+    gathered = gather_cases(paths, rules, readers=models.card.readers)
     table = _join_patients(gathered, models)
     if part is not None:
         return _predict_part(command, table, part)
@@ -240,7 +242,7 @@ def _read_labelled(path: Path, options: EvaluateOptions, models: Ensemble) -> Ca
         images=None if options.images is None else Path(options.images),
         columns=NamedColumns(label=options.label),
         labels=replace(_rule_labels(models), renamed=renamed),
-        is_image=is_image_folder,
+        is_image=partial(is_image_folder, options=models.card.readers),
     )
     try:
         return with_known_labels(cases, models.task)
