@@ -20,7 +20,7 @@ from helpers.sources import MODULES
 _FLAG = re.compile(r"(?<![\w-])--(?!-)([a-zA-Z][\w.-]*\w)")
 _OTHER_PROGRAMS = {"vips": {"tile", "pyramid"}, "ray start": {"head"}}
 """Flags of other programs, by the words that stand before them in the same text."""
-_PATTERNS = {"section.key", "reader.NAME.option", "method.NAME"}
+_PATTERNS = {"section.key", "reader", "reader.NAME.option", "method.NAME"}
 """Flags that stand for many others."""
 _COMMANDS_OF = {
     "training/": {"train"},
