@@ -67,7 +67,6 @@ SIBLINGS = {
     ("batch", "encoders"): "a batch looks at glimpses with an encoder, and stores its features",
     ("encoders", "pretrained"): "weights and layers of published networks",
     ("readers", "formats"): "parsers of files, without the contract of an image",
-    ("readers", "table"): "a folder is one slide if its list of images names one file of it",
     ("table", "formats"): "a list of images names each slide of several files once",
     ("table", "tasks"): "a task says which labels of a table it understands",
     ("aggregators", "bags"): "tokens are related as the patches of a bag are",

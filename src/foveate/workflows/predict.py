@@ -100,8 +100,7 @@ def predict(
     models = find_models(run)
     command = _Command("predict", models, out, options, display)
     rules = replace(_rule_labels(models), needed=False)
-    gathered = gather_cases(paths, rules, readers=models.card.readers)
-    table = _join_patients(gathered, models)
+    table = _join_patients(gather_cases(paths, rules, readers=models.card.readers), models)
     if part is not None:
         return _predict_part(command, table, part)
     with _lock_output(out, display) as logged:
