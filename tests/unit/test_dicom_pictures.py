@@ -325,3 +325,30 @@ def test_a_frame_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path)
     dataset.save_as(tmp_path / "a.dcm", implicit_vr=False, little_endian=True)
     with pytest.raises(UnreadableImage, match=r"a\.dcm"):
         read(tmp_path / "a.dcm")
+
+
+def test_more_pixels_than_the_header_promises_are_refused(tmp_path: Path) -> None:
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for name, elements in {
+        "rows": {"Rows": 63},
+        "bits": {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+    }.items():
+        path = write_dicom(tmp_path / name, pixels, PixelData=pixels.tobytes(), **elements)
+        with pytest.raises(UnreadableImage, match="its header promised"), open_image(path) as image:
+            image.read(Box((0, 0), image.shape, Frame.PX, 0))
+
+
+def test_a_palette_of_16_bits_may_hold_8(tmp_path: Path) -> None:
+    table = np.arange(256, dtype="<u2")
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    elements = {
+        f"{colour}PaletteColorLookupTable{part}": value
+        for colour in ("Red", "Green", "Blue")
+        for part, value in (("Descriptor", [256, 0, 16]), ("Data", table.tobytes()))
+    }
+    path = write_dicom(
+        tmp_path / "p.dcm", numbers, "OT", PhotometricInterpretation="PALETTE COLOR", **elements
+    )
+    with open_image(path) as image:
+        read = image.read(Box((0, 0), image.shape, Frame.PX, 0))
+    np.testing.assert_array_equal(read[..., 0], numbers)

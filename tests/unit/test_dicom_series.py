@@ -531,3 +531,23 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     values = read(ct, scale="range")
     assert (values.min(), values.max()) == (0, 65535)
     np.testing.assert_array_equal(read(ct, scale="percentiles"), read(mr))
+
+
+def test_slices_without_rescale_beside_others_are_refused(tmp_path: Path) -> None:
+    series = write_series(
+        tmp_path,
+        noise(),
+        "CT",
+        RescaleSlope=lambda i: 1.0 if i < 4 else None,
+        RescaleIntercept=lambda i: -1024.0 if i < 4 else None,
+    )
+    with pytest.raises(UnsupportedFormat, match="whether they say how their numbers are rescaled"):
+        open_image(series)
+
+
+def test_a_slice_behind_a_broken_link_is_not_left_out(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "s", noise())
+    (series / "IM0008").rename(tmp_path / "moved")
+    (series / "IM0008").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FoveateError, match="IM0008"):
+        open_image(series)

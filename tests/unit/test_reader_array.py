@@ -216,3 +216,10 @@ def test_other_archives_are_not_taken_for_arrays(tmp_path: Path) -> None:
         archive.writestr("a.txt", "text")
     with pytest.raises(UnsupportedFormat, match="a ZIP archive is not readable as an image"):
         open_image(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 50), (4, 40, 50), (40, 50, 4)])
+def test_axes_that_may_be_colours_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(UnsupportedFormat, match="may be a picture with its channels first"):
+        open_image(tmp_path / "a.npy")

@@ -596,3 +596,20 @@ def test_numbers_are_formatted_as_words():
         "43 %", "4.3 %", "0.43 %", "0 %", "100 %",
     ]  # fmt: skip
     assert [write_pixels(p) for p in (12e6, 3.14e9)] == ["12.0 megapixels", "3.14 gigapixels"]
+
+
+def test_curves_are_drawn_where_nothing_could_be_scored() -> None:
+    from matplotlib.figure import Figure
+
+    from foveate.reports.figures import plot_training
+    from foveate.reports.run_files import FoldFiles
+
+    rows = [
+        {"epoch": str(i), "train_loss": "0.7", "seconds": "1", "seconds_reading": "0"}
+        for i in (1, 2, 3)
+    ]
+    figure = Figure()
+    plot_training(figure, [FoldFiles("fold_0", rows, [], {})])
+    figure.draw_without_rendering()
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert any("cannot be ranked" in text for text in words)

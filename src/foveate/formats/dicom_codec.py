@@ -75,12 +75,30 @@ def read_pixels(path: Path) -> tuple[NDArray[Any], Dataset]:
                 f"{path}: claims {shape[1]} x {shape[0]} pixels, more than the limit of "
                 f"{MAX_FRAME_PIXELS:,}{AGAIN}"
             )
+        _refuse_surplus(path, dataset)
         pixels = _decode(path, dataset)
     if pixels.shape not in (shape, (*shape, 3)) or not pixels.size:
         raise UnreadableImage(
             f"{path}: decoded to {pixels.shape}, its header promised {shape}{AGAIN}"
         )
     return pixels, dataset
+
+
+def _refuse_surplus(path: Path, dataset: Dataset) -> None:
+    """Refuse uncompressed pixels of which there is a row or more than the header promises.
+
+    Raises:
+        UnreadableImage: there are so many.
+    """
+    from pydicom.pixels.utils import get_expected_length
+
+    if (transfer_syntax(dataset) or _guess_syntax(dataset)) not in _UNPACKED:
+        return
+    n_bytes, promised = len(dataset.PixelData), get_expected_length(dataset)
+    if n_bytes - promised >= max(2, promised // int(dataset.Rows)):
+        raise UnreadableImage(
+            f"{path}: holds {n_bytes:,} bytes of pixels, its header promised {promised:,}{AGAIN}"
+        )
 
 
 def _explain_absence(path: Path, dataset: Dataset) -> FoveateError:

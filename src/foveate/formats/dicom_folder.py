@@ -17,7 +17,8 @@ FileState = tuple[int, int, int]
 def list_files(folder: Path, n_max: int | None = None) -> list[tuple[Path, FileState]]:
     """List the files that lie directly in a folder and are not hidden, by name.
 
-    Broken links, pipes and devices are no files.
+    Pipes and devices are no files. A broken link is one that cannot be read: the file may be
+    elsewhere, as that of git-annex, and must not be left out in silence.
 
     Args:
         folder: the folder.
@@ -36,6 +37,8 @@ def list_files(folder: Path, n_max: int | None = None) -> list[tuple[Path, FileS
             try:
                 if entry.is_file():
                     found.append((folder / entry.name, read_state(entry)))
+                elif entry.is_symlink() and not Path(entry.path).exists():
+                    found.append((folder / entry.name, (0, 0, 0)))
             except OSError:  # a link in a circle, or a file that was just removed
                 continue
     return sorted(found)

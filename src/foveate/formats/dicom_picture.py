@@ -141,7 +141,8 @@ def _to_rgb(pixels: Shaped[np.ndarray, "y x *c"], dataset: Any) -> UInt8[np.ndar
         from pydicom.pixels.processing import apply_color_lut
 
         pixels = apply_color_lut(pixels, dataset)[..., :3]
-        bits = 8 * pixels.dtype.itemsize
+        # Some devices write 8 bits into a palette of 16.
+        bits = 8 if pixels.max() <= 255 else 16
     else:
         bits = int(dataset.BitsStored)
     if bits == 8:

@@ -153,6 +153,8 @@ def _refuse_mixture(slices: Sequence[SliceFacts], series: Path) -> None:
             or any(abs(a - b) > _SPACING * abs(b) for a, b in sides),
             "the unit of their values": (facts.rescale_type, facts.modality)
             != (first.rescale_type, first.modality),
+            "whether they say how their numbers are rescaled": (facts.rescale is None)
+            != (first.rescale is None),
             "the meaning of dark and bright": facts.photometric != first.photometric,
         }
         for what, differs in differences.items():

@@ -19,6 +19,8 @@ from foveate.readers.base import AbstractReader
 
 _MIN_SIDE = 5
 """An array whose last axis is three, and whose others have at least this length, is a picture."""
+_CHANNELS = (3, 4)
+"""A first or last axis of this length may be that of colours."""
 
 
 @final
@@ -26,10 +28,11 @@ class ArrayReader(AbstractReader):
     """One picture or volume as an array of numbers, never as a pickle.
 
     Arrays of two axes are grey pictures ``(y, x)``; of three, pictures ``(y, x, 3)`` in RGB if the
-    last axis has length three, else volumes ``(z, y, x)``. A further axis of length one at the end
-    is left out. Pictures of 8 and 16 unsigned bits are read as they are, truth values as 0 and 255.
-    Volumes and all other numbers become greys of 16 bits on a scale as in NIfTI
-    (`formats.grey_scale`), or on that of `limits`. Arrays state no spacing.
+    last axis has length three, else volumes ``(z, y, x)``, whose first and last axes must not have
+    a length of colours, 3 or 4. A further axis of length one at the end is left out. Pictures of 8
+    and 16 unsigned bits are read as they are, truth values as 0 and 255. Volumes and all other
+    numbers become greys of 16 bits on a scale as in NIfTI (`formats.grey_scale`), or on that of
+    `limits`. Arrays state no spacing.
 
     A .npy is read region by region; the array of a .npz is unpacked once, on first use.
 
@@ -61,6 +64,12 @@ class ArrayReader(AbstractReader):
             raise UnsupportedFormat(
                 f"{path}: an array of shape {self._facts.shape}; save a picture (y, x) or "
                 "(y, x, 3), or a volume (z, y, x)"
+            )
+        if len(space) == 3 and (space[0] in _CHANNELS or space[-1] in _CHANNELS):
+            raise UnsupportedFormat(
+                f"{path}: an array of shape {self._facts.shape} may be a picture with its channels "
+                "first or with transparency, or a volume of few slices; save a picture as "
+                "(y, x, 3), and a volume of more than 4 slices as (z, y, x)"
             )
         self.kind = "volume" if len(space) == 3 else "picture"
         self._measured = MeasuredValues(

@@ -160,7 +160,8 @@ def plot_rate(
 
 def _write_absent(axes: Axes, text: str) -> None:
     """Write a text in place of an empty panel, without ticks."""
-    axes.set(xticks=[], yticks=[])
+    axes.set(yticks=[])
+    axes.tick_params(bottom=False, labelbottom=False)
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
 
 
