@@ -35,7 +35,9 @@ def bag_by_patient(table: CaseTable) -> CaseTable:
     ids = _name_cases(groups)
     cases = tuple(_join_images(ids[patient], images) for patient, images in groups.items())
     numbers = [len(images) for images in groups.values() if len(images) > 1]
-    many = f"{len(numbers)} of them with several (up to {max(numbers)})" if numbers else "one each"
+    many = "one each, since no two images name the same patient"
+    if numbers:
+        many = f"{len(numbers)} of them with several (up to {max(numbers)})"
     note = f"one answer for each of {len(cases)} patients, from {len(table.cases)} images: {many}"
     return replace(table, cases=cases, notes=(*table.notes, note))
 
