@@ -154,3 +154,18 @@ def test_damaged_notes_are_refused(tmp_path: Path, content: str) -> None:
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tif")
     assert file_print(tmp_path / "a.tif")["size"] == -1
+
+
+def test_every_byte_of_a_slice_counts_in_the_fingerprint_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.dcm").write_bytes(bytes([i]) * 300_000)
+    before = file_print(folder)
+    assert before["size"] == 900_000
+    assert file_print(folder, before) is before
+    with (folder / "1.dcm").open("r+b") as file:
+        file.seek(200_000)
+        file.write(b"x")
+    touch(folder / "1.dcm")
+    assert file_print(folder, before)["sha256"] != before["sha256"]

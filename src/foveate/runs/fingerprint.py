@@ -18,7 +18,7 @@ from typing import Any
 from foveate.errors import CheckpointError
 from foveate.files.atomic import write_json
 from foveate.files.digest import file_sha256
-from foveate.files.identical import companion_folder
+from foveate.files.identical import companion_folder, image_state
 from foveate.messages.display import OnProgress
 from foveate.parts import plugin_folders
 from foveate.runs.folder import read_json
@@ -170,8 +170,11 @@ def file_print(path: Path, known: Stated | None = None, *, read_all: bool = Fals
     try:
         stat = path.stat()
         if path.is_dir():
-            now = {"path": place, "size": 0, "mtime_ns": stat.st_mtime_ns}
-            return {**now, "sha256": _hash_folder(path)}
+            size, mtime_ns = image_state(path)
+            now = {"path": place, "size": size, "mtime_ns": mtime_ns}
+            if known is not None and all(known.get(key) == value for key, value in now.items()):
+                return known
+            return {**now, "sha256": _hash_folder(path, read_all)}
         if not path.is_file():  # opening a pipe would wait for ever
             return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
         now = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -179,7 +182,8 @@ def file_print(path: Path, known: Stated | None = None, *, read_all: bool = Fals
         if companion is not None:
             return {
                 **now,
-                "sha256": _hash_file(path, stat.st_size, read_all) + _hash_folder(companion),
+                "sha256": _hash_file(path, stat.st_size, read_all)
+                + _hash_folder(companion, read_all),
             }
         if known is not None and all(known.get(key) == value for key, value in now.items()):
             return known
@@ -188,17 +192,13 @@ def file_print(path: Path, known: Stated | None = None, *, read_all: bool = Fals
         return {"path": place, "size": -1, "mtime_ns": 0, "sha256": ""}
 
 
-def _hash_folder(folder: Path) -> str:
-    """Compute the SHA-256 of the names, sizes and first bytes of all files of a folder.
-
-    The first bytes tell the slices of two patients apart, whose names and sizes may be the same.
-    """
+def _hash_folder(folder: Path, read_all: bool) -> str:
+    """Compute the SHA-256 of names and contents of all files of a folder, see `file_print`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        digest.update(repr((name, path.stat().st_size)).encode("utf-8", "replace"))
-        with path.open("rb") as file:
-            digest.update(file.read(_BLOCK_BYTES))
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        digest.update(repr((name, size)).encode("utf-8", "replace"))
+        digest.update(_hash_file(path, size, read_all).encode())
     return digest.hexdigest()
 
 
