@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -178,15 +179,26 @@ def image_key(item: LoadedImage, view: View) -> str:
         item: the image.
         view: geometry in which it is read.
     """
+    if item.image not in _stamps:
+        _stamps[item.image] = _stamp_files(item.image)
+    return f"{item.image_id} {_stamps[item.image]} {view}"
+
+
+_stamps: WeakKeyDictionary[AbstractImage, str] = WeakKeyDictionary()
+"""What `_stamp_files` returned, by open image: a folder may hold hundreds of files, and a training
+asks for the key of an image in every step."""
+
+
+def _stamp_files(image: AbstractImage) -> str:
+    """Return path, size and time of each file of an open image in one text."""
     stamps = []
-    image = item.image
     for path in image.files if isinstance(image, ComposedImage) else (image.path,):
         stamp = ""
         with contextlib.suppress(OSError):
             size, changed_ns = image_state(path)
             stamp = f"{size} {changed_ns}"
         stamps.append(f"{path} {stamp}")
-    return f"{item.image_id} {' '.join(stamps)} {view}"
+    return " ".join(stamps)
 
 
 def augment_for(items: Sequence[LoadedImage], view: View) -> Augment:
